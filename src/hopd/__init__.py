@@ -1,0 +1,31 @@
+"""hopd: horizon-controlled on-policy distillation.
+
+`Recipe`, `Distiller`, `evaluate`, and `horizon` for a loop of your own. Names are imported when they are used, so that
+`import hopd` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hopd import horizon as horizon
+    from hopd.evaluation import evaluate as evaluate
+    from hopd.recipe import Recipe as Recipe
+    from hopd.training.distiller import Distiller as Distiller
+
+__version__ = "0.1.0"
+__all__ = ["Distiller", "Recipe", "evaluate", "horizon"]
+
+_HOMES = {
+    "Distiller": "hopd.training.distiller",
+    "Recipe": "hopd.recipe",
+    "evaluate": "hopd.evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "horizon":
+        return importlib.import_module("hopd.horizon")
+    raise AttributeError(f"module 'hopd' has no attribute {name!r}")

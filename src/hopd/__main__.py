@@ -1,0 +1,3 @@
+from hopd.cli import main
+
+main()

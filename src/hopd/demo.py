@@ -1,0 +1,139 @@
+"""The demo: the quickstart recipe three times, with full rollouts (OPD), POPD and TOPD, and what each of them cost.
+
+One seed, so it shows the effect and does not measure it: the evaluations are to the full length and on the same
+held-out problems, but a comparison that is to be believed needs several seeds.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hopd.errors import RecipeError
+from hopd.recipe import Recipe
+from hopd.training.distiller import Distiller
+from hopd.training.progress import Progress
+
+RECIPE = Path(__file__).parent / "quickstart" / "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A horizon, how many steps it gets, and how often it is evaluated: the shorter its steps, the more of them."""
+
+    title: str
+    horizon: Mapping[str, Any]
+    steps: int
+    every: int
+
+
+VARIANTS = {
+    "opd": Variant("OPD, full rollouts", {"controller": "full"}, steps=24, every=4),
+    "popd": Variant("POPD, 30 + 6 a step", {"controller": "progressive", "start": 30, "increment": 6}, 36, 4),
+    "topd": Variant("TOPD, ratio 0.1", {"controller": "truncated", "ratio": 0.1}, 60, 6),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. Seconds and tokens are those of training; `seconds_to_target` is None where it was not reached."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    seconds: float
+    generated_tokens: int
+    trained_tokens: int
+    stop_rate: float
+    seconds_to_target: float | None
+
+
+def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[str, Outcome]:
+    """Writes `out/NAME/` for each run, `out/figure.png` and `out/summary.json`, and prints the table."""
+    console = console or Console(highlight=False)
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} holds an earlier demo or something else: remove it, or choose another with --out")
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for name, variant in VARIANTS.items():
+        console.print(f"\n{variant.title}", style="bold")
+        recipe = Recipe.load(RECIPE, [f"seed={seed}"])
+        recipe = recipe.with_changes(
+            name=name,
+            output=str(out),
+            horizon=dict(variant.horizon),
+            training=recipe.training.model_dump() | {"steps": variant.steps},
+            evaluation=recipe.evaluation.model_dump() | {"every": variant.every} if recipe.evaluation else None,
+        )
+        result = Distiller(recipe, progress=Progress(console=console)).train()
+        curves[name] = result.directory.read("evaluations")
+    target = curves["opd"][-1]["accuracy"]
+    outcomes = {name: _outcome(curve, target) for name, curve in curves.items()}
+    summary = {name: asdict(outcome) for name, outcome in outcomes.items()}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    draw(curves, target, out / "figure.png")
+    console.print()
+    console.print(_table(outcomes, target))
+    console.print(f"figure: {out / 'figure.png'}   numbers: {out / 'summary.json'}   runs: {out}/opd, popd, topd")
+    return outcomes
+
+
+def _outcome(curve: list[dict[str, Any]], target: float) -> Outcome:
+    last = curve[-1]
+    reached = [point["training_seconds"] for point in curve if point["accuracy"] >= target]
+    return Outcome(
+        accuracy=last["accuracy"],
+        interval=tuple(last["interval"]),
+        seconds=last["training_seconds"],
+        generated_tokens=last["generated_tokens"],
+        trained_tokens=last["trained_tokens"],
+        stop_rate=last["stop_rate"],
+        seconds_to_target=min(reached) if reached else None,
+    )
+
+
+def _table(outcomes: Mapping[str, Outcome], target: float) -> Table:
+    table = Table(title=f"evaluated at the full length; target: what OPD ends with, {100 * target:.1f} %")
+    table.add_column("horizon")
+    for column in ("accuracy %", "95 % interval", "seconds", "to target", "tokens generated", "trained", "stop rate %"):
+        table.add_column(column, justify="right")
+    for name, o in outcomes.items():
+        table.add_row(
+            VARIANTS[name].title,
+            f"{100 * o.accuracy:.1f}",
+            f"{100 * o.interval[0]:.0f} to {100 * o.interval[1]:.0f}",
+            f"{o.seconds:.1f}",
+            "not reached" if o.seconds_to_target is None else f"{o.seconds_to_target:.1f}",
+            f"{o.generated_tokens:,}",
+            f"{o.trained_tokens:,}",
+            f"{100 * o.stop_rate:.1f}",
+        )
+    return table
+
+
+def draw(curves: Mapping[str, list[dict[str, Any]]], target: float, path: Path) -> None:
+    """Accuracy against seconds and against generated tokens."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    axes = (("training_seconds", "seconds of training"), ("generated_tokens", "tokens generated in training"))
+    for panel, (key, label) in zip(panels, axes, strict=True):
+        for name, curve in curves.items():
+            x = [point[key] for point in curve]
+            y = [100 * point["accuracy"] for point in curve]
+            low, high = ([100 * point["interval"][side] for point in curve] for side in (0, 1))
+            (line,) = panel.plot(x, y, marker="o", markersize=3.5, label=VARIANTS[name].title)
+            panel.fill_between(x, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        panel.axhline(100 * target, color="0.6", linewidth=0.8, linestyle=":")
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("accuracy at full length, %")
+    panels[0].legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

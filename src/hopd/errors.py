@@ -1,0 +1,43 @@
+"""Errors that a person can act on. The command line prints the sentence and exits with code 2."""
+
+import difflib
+import signal
+from collections.abc import Iterable
+
+
+class HopdError(Exception):
+    """What was wrong, what was expected, and what to write instead."""
+
+
+class RecipeError(HopdError):
+    """The recipe, or a value that would stand in one, is not usable."""
+
+
+class ModelError(HopdError):
+    """A model cannot be loaded, or is not what distillation needs."""
+
+
+class TaskError(HopdError):
+    """Prompts or answers are not usable."""
+
+
+class CheckpointError(HopdError):
+    """A checkpoint cannot be written or read."""
+
+
+class NonFiniteLoss(HopdError):
+    """The loss is NaN or infinite; the message names the rollout."""
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C, raised where giving up is harmless. No `Exception`: nothing may mistake it for an error."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'ratio'?)` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,82 @@
+"""Accuracy on a task, always to the full length: the training horizon has no say here."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hopd.evaluation.statistics import bootstrap_interval, pass_at
+from hopd.rollout import Engine, FinishReason, Rollout, Sampling
+from hopd.tasks import PromptSet
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`accuracy` is avg@k, `interval` its 95 % bootstrap interval over problems; lengths are response tokens."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    pass_at: dict[int, float]
+    problems: int
+    samples: int
+    stop_rate: float
+    context_rate: float
+    mean_length: float
+    length_quantiles: dict[str, int]
+    tokens: int
+
+    @property
+    def score(self) -> float:
+        """Greater is better."""
+        return self.accuracy
+
+    def summary(self) -> str:
+        low, high = self.interval
+        return (
+            f"accuracy {100 * self.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}, "
+            f"{self.problems} problems × {self.samples}), stop rate {100 * self.stop_rate:.1f} %, "
+            f"mean length {self.mean_length:.0f}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(
+    engine: Engine,
+    prompts: PromptSet,
+    full_tokens: int,
+    sampling: Sampling,
+    samples: int = 1,
+    seed: int = 0,
+) -> tuple[Accuracy, list[Rollout]]:
+    """avg@`samples` and pass@k over every problem of `prompts`, with rollouts of up to `full_tokens` tokens.
+
+    The same seed gives every model the same random numbers, so that models are compared on common draws.
+    """
+    rollouts = engine.sample(prompts.prompts, full_tokens, sampling, seed, samples)
+    return measure(rollouts, prompts, samples), rollouts
+
+
+def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Accuracy:
+    """From rollouts in the engine's order: `samples` of the first problem, then of the second."""
+    scores = np.array([prompts.score(rollout) for rollout in rollouts]).reshape(-1, samples)
+    lengths = np.array([rollout.length for rollout in rollouts])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    return Accuracy(
+        accuracy=float(scores.mean()),
+        interval=bootstrap_interval(scores),
+        pass_at={k: pass_at(k, scores) for k in ks},
+        problems=len(scores),
+        samples=samples,
+        stop_rate=_share(rollouts, FinishReason.STOP),
+        context_rate=_share(rollouts, FinishReason.CONTEXT),
+        mean_length=float(lengths.mean()),
+        length_quantiles={f"{q:g}": int(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9, 1.0)},
+        tokens=int(lengths.sum()),
+    )
+
+
+def _share(rollouts: Sequence[Rollout], reason: FinishReason) -> float:
+    return sum(rollout.finish is reason for rollout in rollouts) / len(rollouts)

@@ -1,0 +1,80 @@
+"""Held-out divergence from the teacher: for models too small for an accuracy to say much.
+
+The teacher answers held-out prompts once, to the full length; a student is then measured on these answers. Its own
+rollouts are not needed, so every student is measured on the same tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hopd.evaluation.statistics import bootstrap_interval
+from hopd.model import LanguageModel
+from hopd.objective.divergence import forward_kl, reverse_kl
+from hopd.objective.head import chunks
+from hopd.objective.signal import log_prob_of
+from hopd.rollout import Rollout, pack
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Means over the teacher's tokens; `interval` is the 95 % bootstrap interval of the reverse KL over answers."""
+
+    reverse_kl: float
+    interval: tuple[float, float]
+    forward_kl: float
+    perplexity: float
+    answers: int
+    tokens: int
+
+    @property
+    def score(self) -> float:
+        """Greater is better."""
+        return -self.reverse_kl
+
+    def summary(self) -> str:
+        low, high = self.interval
+        return (
+            f"on {self.answers} held-out answers of the teacher: reverse KL {self.reverse_kl:.4f} (95 % interval "
+            f"{low:.4f} to {high:.4f}), forward KL {self.forward_kl:.4f}, perplexity {self.perplexity:.2f}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_divergence(
+    student: LanguageModel, teacher: LanguageModel, answers: Sequence[Rollout], tokens_per_batch: int = 8192
+) -> Divergence:
+    """KL in both directions and the student's perplexity on `answers`, at temperature 1."""
+    sums = torch.zeros(len(answers), 3, dtype=torch.float64)
+    place = {id(answer): index for index, answer in enumerate(answers)}
+    for batch in pack(answers, [(0, answer.length) for answer in answers], tokens_per_batch, student.device):
+        hidden = [batch.states(model.hidden(batch.ids)) for model in (student, teacher)]
+        rows = torch.tensor([place[id(answer)] for answer in batch.rollouts])
+        for part in chunks(len(batch.at.tokens), student.head.vocabulary):
+            logits = student.head.logits(hidden[0][part])
+            s, g = logits.log_softmax(-1), teacher.head.logits(hidden[1][part]).log_softmax(-1)
+            terms = torch.stack([reverse_kl(s, g), forward_kl(s, g), -log_prob_of(logits, batch.at.tokens[part])], -1)
+            sums.index_add_(0, rows[batch.at.row[part].cpu()], terms.double().cpu())
+    lengths = torch.tensor([answer.length for answer in answers], dtype=torch.float64)
+    reverse, forward, surprise = (sums.sum(0) / lengths.sum()).tolist()
+    return Divergence(
+        reverse_kl=reverse,
+        interval=_interval(sums[:, 0].numpy(), lengths.numpy()),
+        forward_kl=forward,
+        perplexity=math.exp(surprise),
+        answers=len(answers),
+        tokens=int(lengths.sum()),
+    )
+
+
+def _interval(sums: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:
+    """Of the mean over tokens; answers are resampled, each with the weight of its length."""
+    weight = lengths / lengths.mean()
+    return bootstrap_interval((sums / lengths * weight)[:, None])

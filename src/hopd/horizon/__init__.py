@@ -1,0 +1,31 @@
+"""How far each rollout goes, and which of its tokens carry loss.
+
+Pure Python: no torch, nothing else of hopd's loop. A trainer of your own can use this package alone:
+
+    controller = horizon.build({"controller": "progressive", "start": 512, "increment": 9}, full_tokens=15360)
+    decision = controller.decide(step)        # Decision(tokens=512, reason="...")
+"""
+
+from hopd.horizon.build import build, build_window
+from hopd.horizon.controller import Controller, Decision, Evidence
+from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
+from hopd.horizon.window import First, Last, Random, Segment, Whole, Window, covered
+
+__all__ = [
+    "Controller",
+    "Decision",
+    "Evidence",
+    "First",
+    "Full",
+    "Last",
+    "Progressive",
+    "Random",
+    "Segment",
+    "Staged",
+    "Truncated",
+    "Whole",
+    "Window",
+    "build",
+    "build_window",
+    "covered",
+]

@@ -1,0 +1,122 @@
+"""Horizons that are a function of the step alone: full, truncated, progressive, staged.
+
+They ignore the evidence and have nothing to remember: the same step gives the same decision, before and after a
+resume. T below is `full_tokens`, the full length of a rollout.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hopd.errors import RecipeError
+from hopd.horizon.controller import Decision, Evidence
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    full_tokens: int
+
+    def __post_init__(self) -> None:
+        _at_least("full_tokens", self.full_tokens, 1)
+
+    def observe(self, evidence: Evidence) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Full(_Schedule):
+    """OPD: every rollout may run to its full length."""
+
+    def decide(self, step: int) -> Decision:
+        return Decision(self.full_tokens, f"full rollouts: {self.full_tokens} tokens")
+
+
+@dataclass(frozen=True)
+class Truncated(_Schedule):
+    """TOPD (Eq. 12): a constant H = ρ · T, or a number of tokens. At least one token."""
+
+    ratio: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.ratio is None) == (self.tokens is None):
+            raise RecipeError("horizon 'truncated' needs either ratio or tokens: write ratio: 0.1, or tokens: 512")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise RecipeError(
+                f"horizon ratio must be in (0, 1], got {self.ratio:g} (did you mean tokens: {self.ratio:g}?)"
+            )
+        if self.tokens is not None:
+            _at_least("horizon tokens", self.tokens, 1)
+            if self.tokens > self.full_tokens:
+                raise RecipeError(
+                    f"horizon tokens must be at most the full length {self.full_tokens}, got {self.tokens}; "
+                    "raise rollout.full_tokens or write controller: full"
+                )
+
+    def decide(self, step: int) -> Decision:
+        if self.tokens is not None:
+            return Decision(self.tokens, f"truncated: {self.tokens} of {self.full_tokens} tokens")
+        assert self.ratio is not None
+        tokens = max(1, round(self.ratio * self.full_tokens))
+        return Decision(tokens, f"truncated: {self.ratio:g} of {self.full_tokens} = {tokens} tokens")
+
+
+@dataclass(frozen=True)
+class Progressive(_Schedule):
+    """POPD (Eq. 11): H_k = min(T, H_0 + ΔH · ⌊k / Δk⌋), with H_0 `start`, ΔH `increment`, Δk `every`."""
+
+    start: int
+    increment: int
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("horizon start", self.start, 1)
+        _at_least("horizon increment", self.increment, 1)
+        _at_least("horizon every", self.every, 1)
+        if self.start > self.full_tokens:
+            raise RecipeError(f"horizon start must be at most the full length {self.full_tokens}, got {self.start}")
+
+    def decide(self, step: int) -> Decision:
+        grown = self.start + self.increment * (step // self.every)
+        if grown >= self.full_tokens:
+            return Decision(self.full_tokens, f"progressive: grown to the full {self.full_tokens} tokens")
+        return Decision(
+            grown, f"progressive: {self.start} + {self.increment} · ⌊{step} / {self.every}⌋ = {grown} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Staged(_Schedule):
+    """Horizons by stage: `stages` maps the step at which a stage begins to its tokens. The first begins at 0."""
+
+    stages: dict[int, int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 not in self.stages:
+            raise RecipeError("horizon stages must begin at step 0: write stages: {0: 512, 100: 1024}")
+        for step, tokens in self.stages.items():
+            _at_least("the step of a horizon stage", step, 0)
+            _at_least("the tokens of a horizon stage", tokens, 1)
+            if tokens > self.full_tokens:
+                raise RecipeError(
+                    f"the stage from step {step} has {tokens} tokens, more than the full length {self.full_tokens}"
+                )
+
+    def decide(self, step: int) -> Decision:
+        begun = max(start for start in self.stages if start <= step)
+        return Decision(
+            self.stages[begun], f"staged: {self.stages[begun]} of {self.full_tokens} tokens from step {begun}"
+        )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise RecipeError(f"{name} must be at least {least}, got {value}")

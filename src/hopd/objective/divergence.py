@@ -1,0 +1,31 @@
+"""Divergences between two categorical distributions, from their log-probabilities: one number a position.
+
+`student` is log π_θ, `teacher` is log π_g, both over the same vocabulary and normalised. Gradients flow into
+whatever asks for them; nothing is detached here and nothing is averaged.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def reverse_kl(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(π_θ ‖ π_g) = Σ_v π_θ(v) (log π_θ(v) − log π_g(v)): mode-seeking, what OPD descends."""
+    return (student.exp() * (student - teacher)).sum(-1)
+
+
+def forward_kl(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(π_g ‖ π_θ) = Σ_v π_g(v) (log π_g(v) − log π_θ(v)): mass-covering."""
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def jsd(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], beta: float) -> Float[Tensor, " N"]:
+    """Generalised Jensen–Shannon divergence: β KL(π_g ‖ m) + (1 − β) KL(π_θ ‖ m), m = β π_g + (1 − β) π_θ.
+
+    0 < β < 1. Its gradient, divided by β, tends to the forward KL's as β → 0; by 1 − β, to the reverse KL's as β → 1
+    (GKD, arXiv:2306.13649).
+    """
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * forward_kl(mixture, teacher) + (1 - beta) * reverse_kl(student, mixture)

@@ -1,0 +1,119 @@
+"""The vocabulary head: from hidden states to logits, and a loss that never holds more than one chunk of them.
+
+It knows nothing of language models; a head is a matrix, with the logit scale and soft-cap that some models have.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# The float32 logits of one chunk, student's or teacher's, take at most this much.
+CHUNK_BYTES = 64 * 2**20
+
+Terms = Callable[[Float[Tensor, "n V"], slice], tuple[Float[Tensor, " n"], Float[Tensor, "n S"]]]
+"""From the student's logits of a chunk and the chunk's place: the loss of each position (weighted), and statistics."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap · tanh(scale · (W h + b) / softcap), over the first `vocabulary` rows of W."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        return self.weight.shape[0]
+
+    def narrow(self, vocabulary: int) -> "Head":
+        """The head of the first `vocabulary` ids: checkpoints pad their embeddings to different sizes."""
+        if vocabulary == self.vocabulary:
+            return self
+        return replace(
+            self, weight=self.weight[:vocabulary], bias=None if self.bias is None else self.bias[:vocabulary]
+        )
+
+    def project(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+    def shape(self, raw: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
+        """Scale and soft-cap, in float32."""
+        logits = raw.float() if self.scale == 1.0 else raw.float() * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        return self.shape(self.project(hidden))
+
+
+def chunks(positions: int, vocabulary: int, chunk_bytes: int = CHUNK_BYTES) -> list[slice]:
+    """Places of the chunks, of equal size but for the last."""
+    size = max(1, chunk_bytes // (4 * vocabulary))
+    return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+
+
+def chunked_loss(
+    head: Head, hidden: Float[Tensor, "N D"], terms: Terms, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N S"]]:
+    """The sum of `terms` over all positions, and their statistics (no gradient).
+
+    The gradient with respect to `hidden` and the head is computed here, chunk by chunk, while the chunk's logits are
+    at hand; `backward` only scales it. Peak memory is one chunk's logits and the gradient of the head.
+    """
+    return _ChunkedLoss.apply(hidden, head.weight, head.bias, head, terms, chunk_bytes)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        terms: Terms,
+        chunk_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # Chunks are summed in float32 whatever the head's dtype: in bf16 a small late chunk would be rounded away.
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        statistics = []
+        for rows in chunks(hidden.shape[0], head.vocabulary, chunk_bytes):
+            raw = head.project(hidden[rows]).detach()
+            if not (wants_hidden or wants_weight):
+                losses, stats = terms(head.shape(raw), rows)
+            else:
+                with torch.enable_grad():
+                    losses, stats = terms(head.shape(raw.requires_grad_()), rows)
+                    (gradient,) = torch.autograd.grad(losses.sum(), raw)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = gradient @ weight
+                if grad_weight is not None:
+                    grad_weight += gradient.T @ hidden[rows]
+                if grad_bias is not None:
+                    grad_bias += gradient.float().sum(0)
+            total += losses.detach().sum()
+            statistics.append(stats.detach())
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(weight.dtype),
+        )
+        stacked = torch.cat(statistics) if statistics else hidden.new_zeros(0, 0)
+        ctx.mark_non_differentiable(stacked)
+        return total, stacked
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias = (
+            None if gradient is None else gradient * grad_total.to(gradient.dtype) for gradient in ctx.saved_tensors
+        )
+        return hidden, weight, bias, None, None, None

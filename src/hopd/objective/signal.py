@@ -1,0 +1,70 @@
+"""What a teacher says about the loss tokens of a batch, in the form that it can give it.
+
+An objective declares what it `needs`, a teacher what it `gives`; preflight refuses a pair that does not fit.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopd.objective.head import Head
+
+
+class Detail(IntEnum):
+    """How much of the teacher's distribution: the sampled token's log-prob, or that of every token."""
+
+    SAMPLED = 1
+    VOCABULARY = 2
+
+
+class Signal(Protocol):
+    def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """log π_g(y_t) at the positions `rows`."""
+        ...
+
+    def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
+        """log π_g over the vocabulary at the positions `rows`. Only of a signal with the detail `VOCABULARY`."""
+        ...
+
+
+@dataclass(frozen=True)
+class HiddenSignal:
+    """A local teacher's: its hidden states, from which a chunk's logits are projected when they are wanted."""
+
+    head: Head
+    hidden: Float[Tensor, "N D"]
+    temperature: float = 1.0
+
+    def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return log_prob_of(self._logits(rows), tokens)
+
+    def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
+        return self._logits(rows).log_softmax(-1)
+
+    def _logits(self, rows: slice) -> Float[Tensor, "n V"]:
+        return tempered(self.head.logits(self.hidden[rows]), self.temperature)
+
+
+@dataclass(frozen=True)
+class SampledSignal:
+    """Log-probs of the sampled tokens alone: all that some servers give."""
+
+    sampled: Float[Tensor, " N"]
+
+    def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.sampled[rows]
+
+    def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
+        raise TypeError("this teacher gives the log-probs of the sampled tokens only; use the estimator 'sampled'")
+
+
+def tempered(logits: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def log_prob_of(logits: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The log-softmax of one token a row, without the log-softmax of the others."""
+    return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)

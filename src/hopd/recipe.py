@@ -1,0 +1,276 @@
+"""The typed configuration of a run. The only place that knows YAML.
+
+A recipe is checked as a whole before anything is loaded: an unknown key is an error with the nearest name, and every
+value has a range.
+"""
+
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hopd import horizon as horizons
+from hopd.errors import RecipeError, nearest
+from hopd.objective.objective import Objective
+from hopd.rollout.sampling import Sampling
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSource(_Section):
+    """A directory, a hub name, or `package:NAME/PATH`; `layers` keeps those decoder layers only."""
+
+    model: str
+    layers: list[int] | None = None
+    trust_remote_code: bool = False
+
+
+class _TaskSource(_Section):
+    chat: bool = False
+
+
+class AdditionSource(_TaskSource):
+    """The quickstart task: repeated addition with a scratchpad."""
+
+    source: Literal["addition"]
+    steps: int = Field(12, ge=1, le=26)
+    size: int = Field(8192, ge=1, le=90_000)
+    seed: int = 0
+    held_out: bool = False
+
+
+class FileSource(_TaskSource):
+    """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
+
+    source: Literal["file"]
+    path: str
+    prompt: str = "prompt"
+    answer: str | None = None
+    check: str = "math"
+    split: str = "train"
+    teacher: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class GymSource(_TaskSource):
+    """A reasoning-gym dataset, by name."""
+
+    source: Literal["reasoning_gym"]
+    name: str
+    size: int = Field(ge=1)
+    seed: int = 0
+    options: dict[str, Any] = {}
+
+
+TaskSource = Annotated[AdditionSource | FileSource | GymSource, Field(discriminator="source")]
+
+
+class RolloutSection(_Section):
+    """A step samples `samples` rollouts of each of `prompts` prompts."""
+
+    prompts: int = Field(ge=1)
+    samples: int = Field(1, ge=1)
+    full_tokens: int = Field(ge=1)
+    prompt_tokens: int = Field(1024, ge=1)
+    too_long: Literal["drop", "error"] = "drop"
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    rows: int = Field(64, ge=1)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+
+class TrainingSection(_Section):
+    """`steps` or `epochs`. `mini_batch` prompts make one optimiser step (all of the rollout's, if it is not given)."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    mini_batch: int | None = Field(None, ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tokens_per_batch: int = Field(8192, ge=1)
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSection":
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError("training needs either steps or epochs: write steps: 200, or epochs: 2")
+        return self
+
+
+class EvaluationSection(_Section):
+    """On `task`, always to the full length. Every `every` steps or every `every_flops` of training, and at the end."""
+
+    task: TaskSource
+    every: int | None = Field(None, ge=1)
+    every_flops: float | None = Field(None, gt=0)
+    at_start: bool = True
+    measure: Literal["accuracy", "divergence"] = "accuracy"
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    rows: int = Field(128, ge=1)
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> "EvaluationSection":
+        if self.every is not None and self.every_flops is not None:
+            raise RecipeError("evaluation takes every (steps) or every_flops, not both")
+        if self.temperature == 0 and self.samples > 1:
+            raise RecipeError("evaluation at temperature 0 is greedy: more than one sample would repeat the first")
+        return self
+
+
+class CheckpointSection(_Section):
+    """Every `every` steps, and at the end. `keep_best` keeps the one with the best evaluation besides the last ones."""
+
+    every: int = Field(50, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_best: bool = False
+
+
+class Recipe(_Section):
+    """A whole run. `Recipe.load(path)` reads one; errors are `RecipeError`, a sentence each."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    output: str = "runs"
+    student: ModelSource
+    teacher: ModelSource | None = None
+    teachers: dict[str, ModelSource] = {}
+    task: TaskSource
+    rollout: RolloutSection
+    horizon: dict[str, Any]
+    window: dict[str, Any] = {"kind": "whole"}
+    objective: Objective = Objective()
+    training: TrainingSection
+    evaluation: EvaluationSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.teacher is None) == (not self.teachers):
+            raise RecipeError("a recipe has either one teacher, or teachers by name")
+        if self.teachers and not (isinstance(self.task, FileSource) and self.task.teacher):
+            raise RecipeError("with several teachers, task.teacher must name the column that says which one")
+        self.controller()
+        self.loss_window()
+        mini_batch = self.training.mini_batch
+        if mini_batch is not None and self.rollout.prompts % mini_batch:
+            raise RecipeError(
+                f"training.mini_batch must divide rollout.prompts = {self.rollout.prompts}, got {mini_batch}"
+            )
+        return self
+
+    def controller(self) -> horizons.Controller:
+        return horizons.build(self.horizon, full_tokens=self.rollout.full_tokens)
+
+    def loss_window(self) -> horizons.Window:
+        return horizons.build_window(self.window)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output) / self.name
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+        """From a YAML file, with `overrides` such as `training.steps=10` or `horizon={controller: full}`."""
+        path = Path(path)
+        if not path.is_file():
+            raise RecipeError(f"no recipe at {path} (looked in {Path.cwd()})")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise RecipeError(
+                f"{path} must hold a mapping with name, student, teacher, …; got {type(content).__name__}"
+            )
+        for override in overrides:
+            _override(content, override)
+        return cls.parse(content, where=str(path))
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise RecipeError(f"{where}: " + "; ".join(_sentences(error))) from error
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    def with_changes(self, **sections: Any) -> "Recipe":
+        """A copy with some sections replaced, checked anew."""
+        return Recipe.parse(self.model_dump() | sections)
+
+    def yaml(self) -> str:
+        """The resolved recipe: every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"an override is written key=value, for example training.steps=10; got {text!r}")
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override {text!r}: {section} is no section of the recipe")
+        content = inner
+    try:
+        content[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {text!r}: the value is not YAML") from error
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
+            key = str(problem["loc"][-1])
+            yield f"unknown key {path}{nearest(key, _keys_at(problem['loc'][:-1]))}"
+        elif problem["type"] == "missing":
+            yield f"{path} is missing"
+        else:
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            yield f"{path}: {message}, got {problem['input']!r}"
+
+
+def _keys_at(loc: Sequence[Any]) -> list[str]:
+    """The keys that a section at this place may have."""
+    sections: list[Any] = [Recipe]
+    for part in loc:
+        inner = [_fields(s)[part] for s in sections if part in _fields(s)]
+        sections = [s for annotation in inner for s in _sections(annotation)] or sections
+    return [key for section in sections for key in _fields(section)]
+
+
+def _fields(section: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(section)
+
+
+def _sections(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and (issubclass(annotation, _Section) or annotation is Objective):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _sections(argument)

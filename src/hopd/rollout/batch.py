@@ -1,0 +1,104 @@
+"""Rollouts as tensors for one forward pass: micro-batches by tokens, lengths alike, nothing padded to a maximum."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopd.horizon.window import Span
+from hopd.objective.objective import LossTokens
+from hopd.rollout.rollout import Rollout
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch, all of whose rows have the same teacher.
+
+    `ids` (rows, length) are prompts and responses, flush left; the padding behind needs no mask in a causal model.
+    The state that predicts loss token n stands at `ids[at.row[n], column[n]]`.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    teacher: str | None
+    ids: Int[Tensor, "B L"]
+    column: Int[Tensor, " N"]
+    at: LossTokens
+
+    def states(self, hidden: Float[Tensor, "B L D"]) -> Float[Tensor, "N D"]:
+        """The hidden states that predict the loss tokens, in their order: prompts never reach the head."""
+        return hidden[self.at.row, self.column]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the forward pass reads, without padding."""
+        return int(self._read().sum())
+
+    def _read(self) -> Int[Tensor, " B"]:
+        last = torch.zeros(len(self.rollouts), dtype=torch.long, device=self.ids.device)
+        return last.scatter_reduce(0, self.at.row, self.column + 1, "amax")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that the forward pass reads of each row."""
+        return self._read().tolist()
+
+
+_Row = tuple[str, int, Rollout, Span]  # teacher, tokens read, rollout, loss window
+
+
+def pack(
+    rollouts: Sequence[Rollout],
+    spans: Sequence[Span],
+    tokens_per_batch: int,
+    device: torch.device | str = "cpu",
+    whole_response: bool = False,
+) -> list[Batch]:
+    """Micro-batches of at most `tokens_per_batch` tokens, padding included (or one rollout that is longer by itself).
+
+    `spans` are the loss windows. What lies behind a window is not read at all, unless `whole_response`: credit of
+    later tokens (γ > 0) needs them, with weight 0. Rollouts without loss tokens are left out.
+    """
+    rows: list[_Row] = []
+    for rollout, (start, end) in zip(rollouts, spans, strict=True):
+        if end > start:
+            read = len(rollout.prompt.ids) + (rollout.length if whole_response else end)
+            rows.append((rollout.prompt.teacher or "", read, rollout, (start, end)))
+    rows.sort(key=lambda row: (row[0], -row[1], row[2].prompt.id, row[2].sample))
+
+    batches: list[Batch] = []
+    current: list[_Row] = []
+    for row in rows:
+        longest = current[0][1] if current else row[1]
+        if current and (row[0] != current[0][0] or longest * (len(current) + 1) > tokens_per_batch):
+            batches.append(_batch(current, device, whole_response))
+            current = []
+        current.append(row)
+    if current:
+        batches.append(_batch(current, device, whole_response))
+    return batches
+
+
+def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Batch:
+    # The last token read is predicted, never a predictor: the forward pass stops before it.
+    ids = torch.zeros(len(rows), max(read for _, read, _, _ in rows) - 1, dtype=torch.long)
+    row_of, position, tokens, behaviour, weight = [], [], [], [], []
+    for row, (_, read, rollout, (start, end)) in enumerate(rows):
+        prompt = rollout.prompt.ids
+        ids[row, : read - 1] = torch.cat([prompt, rollout.ids])[: read - 1]
+        looked_at = torch.arange(0, rollout.length) if whole else torch.arange(start, end)
+        row_of.append(torch.full_like(looked_at, row))
+        position.append(looked_at)
+        tokens.append(rollout.ids[looked_at])
+        behaviour.append(rollout.log_probs[looked_at])
+        weight.append(((looked_at >= start) & (looked_at < end)).float())
+    at = LossTokens(*(torch.cat(parts).to(device) for parts in (tokens, row_of, position, behaviour, weight)))
+    before = torch.tensor([len(rollout.prompt.ids) for _, _, rollout, _ in rows], device=device)
+    return Batch(
+        rollouts=tuple(rollout for _, _, rollout, _ in rows),
+        teacher=rows[0][2].prompt.teacher,
+        ids=ids.to(device),
+        column=before[at.row] + at.position - 1,
+        at=at,
+    )

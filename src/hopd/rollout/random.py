@@ -1,0 +1,50 @@
+"""Counter-based random numbers: one uniform for each (seed, prompt, sample, position).
+
+There is no generator and so no state: a rollout draws the same numbers whatever shares its batch, on every device,
+before and after a resume, and whatever the horizon (a shorter rollout is a prefix of the longer one).
+
+The hash chains SplitMix64's finalizer (Steele, Lea & Flood, 2014) over the four counters.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def uniform(
+    seed: int, prompt: Int[Tensor, " R"], sample: Int[Tensor, " R"], positions: Int[Tensor, " T"]
+) -> Float[Tensor, "R T"]:
+    """In [0, 1), of 53 bits, float64."""
+    key = _mix(_mix(prompt + _signed(fold(seed))) + sample)
+    bits = _mix(_mix(key[:, None] + _signed(_GOLDEN) * positions[None, :]))
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def fold(*counters: int) -> int:
+    """One 64-bit seed out of several counters, such as the run's seed and the step."""
+    state = 0
+    for counter in counters:
+        state = (state + counter + _GOLDEN) & _MASK
+        for shift, factor in _ROUNDS:
+            state = ((state ^ (state >> shift)) * factor) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _mix(x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+    x = x + _signed(_GOLDEN)
+    for shift, factor in _ROUNDS:
+        x = (x ^ _shift(x, shift)) * _signed(factor)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Int[Tensor, "*N"], bits: int) -> Int[Tensor, "*N"]:
+    """Logical right shift: torch's is arithmetic, so the copies of the sign are masked away."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x

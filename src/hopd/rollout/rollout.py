@@ -1,0 +1,45 @@
+"""A rollout: what the student wrote after one prompt, and why it ended. It knows nothing of how it was made."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the student sampled an end-of-sequence id; it is the last token
+    HORIZON = "horizon"  # cut by the number of tokens that the caller allowed
+    CONTEXT = "context"  # cut by the model's context length
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`id` keys the random numbers of its rollouts. `teacher` names the teacher that scores them."""
+
+    id: int
+    ids: Int[Tensor, " P"]
+    teacher: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Token ids in, token ids out: nothing is decoded, stripped or appended on the way. Tensors are on the CPU.
+
+    `log_probs` are those of the sampling policy, softmax(logits / temperature), before any top-k or top-p cut; at
+    temperature 0, where the policy is a point, those of temperature 1.
+    """
+
+    prompt: Prompt
+    sample: int
+    ids: Int[Tensor, " T"]
+    log_probs: Float[Tensor, " T"]
+    finish: FinishReason
+
+    @property
+    def length(self) -> int:
+        """Response tokens, a sampled end-of-sequence included."""
+        return len(self.ids)
+
+    def __str__(self) -> str:
+        return f"rollout of prompt {self.prompt.id}, sample {self.sample}"

@@ -1,0 +1,88 @@
+"""Repeated addition mod 1000 with a digit-by-digit scratchpad: the quickstart task.
+
+A prompt `472+185*c:` asks to add 581 to 274 three times (digits are written least significant first).
+The response writes one line of 29 characters a step and then the answer:
+
+    a472+185:42061158010... : label, value, addend, per digit (a, b, carry in, sum, carry out), new value
+
+One character is one token, so a problem of 12 steps takes 353 tokens with its end-of-sequence. The skill, one
+digit-wise addition with carry, is the same at every position of the response: what is to be learnt does not
+depend on the position, which is the case where the paper finds that a short horizon suffices.
+"""
+
+import random
+import string
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hopd.tasks.problem import Problem
+
+DIGITS = 3
+MODULUS = 10**DIGITS
+LABELS = string.ascii_lowercase
+SYMBOLS = string.digits + LABELS + "+*:=;#"
+
+HELD_OUT = 10  # one (start, addend) pair in ten is for evaluation only
+
+
+def prompt(start: int, addend: int, steps: int) -> str:
+    return f"{_digits(start)}+{_digits(addend)}*{LABELS[steps - 1]}:"
+
+
+def scratchpad(start: int, addend: int, steps: int, rng: random.Random | None = None, drop_carry: float = 0.0) -> str:
+    """The worked response. With `drop_carry`, each carry is forgotten with that probability: the broken habit
+    that the quickstart student is taught, and then has to unlearn from its teacher."""
+    lines, value = [], start
+    for label in LABELS[:steps]:
+        columns, carry, total = [], 0, 0
+        for place in range(DIGITS):
+            a, b = value // 10**place % 10, addend // 10**place % 10
+            carry_out, digit = divmod(a + b + carry, 10)
+            if rng is not None and rng.random() < drop_carry:
+                carry_out = 0
+            columns.append(f"{a}{b}{carry}{digit}{carry_out}")
+            total += digit * 10**place
+            carry = carry_out
+        lines.append(f"{label}{_digits(value)}+{_digits(addend)}:{''.join(columns)}={_digits(total)};")
+        value = total
+    return "".join(lines) + f"#{_digits(value)}"
+
+
+def _digits(value: int) -> str:
+    """Fixed width, least significant digit first."""
+    return f"{value:0{DIGITS}d}"[::-1]
+
+
+@dataclass(frozen=True)
+class RepeatedAddition:
+    """`size` problems of `steps` additions each, drawn from `seed`; `held_out` picks the evaluation pairs."""
+
+    steps: int
+    size: int
+    seed: int = 0
+    held_out: bool = False
+
+    @cached_property
+    def problems(self) -> Sequence[Problem]:
+        rng = random.Random(f"{self.seed}/{self.held_out}")
+        pairs: dict[tuple[int, int], None] = {}  # a set that keeps its order
+        while len(pairs) < self.size:
+            pair = rng.randrange(MODULUS), rng.randrange(MODULUS)
+            if is_held_out(*pair) == self.held_out:
+                pairs[pair] = None
+        return [
+            Problem(id=i, prompt=prompt(*pair, self.steps), answer=_digits((pair[0] + self.steps * pair[1]) % MODULUS))
+            for i, pair in enumerate(pairs)
+        ]
+
+    def score(self, problem: Problem, response: str) -> float:
+        """1 if what follows the last `#` is the answer, to the character."""
+        return float(response.rpartition("#")[2] == problem.answer and "#" in response)
+
+
+def is_held_out(start: int, addend: int) -> bool:
+    """A fixed tenth of all pairs, by a hash that no digit decides: no training prompt, of the teacher's own training
+    included, is ever an evaluation problem."""
+    return zlib.crc32(f"{start}+{addend}".encode()) % HELD_OUT == 0

@@ -1,0 +1,22 @@
+"""How a response is compared with the answer of a row."""
+
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[str, Any], float]
+
+
+def math(response: str, answer: Any) -> float:
+    """1 if math-verify finds the two mathematically equal."""
+    import math_verify
+
+    gold = math_verify.parse(str(answer) if "$" in str(answer) else f"${answer}$", parsing_timeout=None)
+    return float(math_verify.verify(gold, math_verify.parse(response, parsing_timeout=None), timeout_seconds=None))
+
+
+def exact(response: str, answer: Any) -> float:
+    """1 if they are the same text, apart from white space around them."""
+    return float(response.strip() == str(answer).strip())
+
+
+CHECKS: dict[str, Check] = {"math": math, "exact": exact}

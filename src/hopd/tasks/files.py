@@ -1,0 +1,125 @@
+"""Prompts from files: JSONL, Parquet, or a `datasets` directory or hub name."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hopd.errors import TaskError, nearest
+from hopd.tasks.answer import CHECKS, Check
+from hopd.tasks.problem import Problem
+
+
+class PromptFile:
+    """One problem a row: `prompt` names the column with the text or the chat messages, `answer` the one that
+    `check` compares with, `teacher` the one that names the teacher.
+
+    `check`: `math`, `exact`, or `module:function` of your own, `function(response: str, answer) -> float`.
+    Raises `TaskError` for a missing file or column, an empty prompt, or a row that cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        prompt: str = "prompt",
+        answer: str | None = None,
+        check: str = "math",
+        split: str = "train",
+        teacher: str | None = None,
+        limit: int | None = None,
+    ):
+        self.path, self.split, self.limit = path, split, limit
+        self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher}
+        self.check: Check = CHECKS[check] if check in CHECKS else _load_check(check)
+
+    @cached_property
+    def problems(self) -> Sequence[Problem]:
+        problems = []
+        for number, row in enumerate(_rows(self.path, self.split)):
+            if self.limit is not None and number >= self.limit:
+                break
+            problems.append(self._problem(number, row))
+        if not problems:
+            raise TaskError(f"{self.path} has no rows")
+        return problems
+
+    def score(self, problem: Problem, response: str) -> float:
+        if self.columns["answer"] is None:
+            raise TaskError(f"{self.path}: to check answers, name the answer column: answer: COLUMN")
+        return float(self.check(response, problem.answer))
+
+    def _problem(self, number: int, row: dict[str, Any]) -> Problem:
+        where = f"{self.path}, row {number + 1}"
+        values = {}
+        for role, column in self.columns.items():
+            if column is not None and column not in row:
+                raise TaskError(
+                    f"{where}: no column {column!r} for the {role}{nearest(column, row)}; it has {', '.join(row)}"
+                )
+            values[role] = None if column is None else row[column]
+        prompt = values["prompt"]
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise TaskError(f"{where}: the prompt is empty")
+        if not isinstance(prompt, str | list):
+            raise TaskError(f"{where}: a prompt is a text or a list of chat messages, got {type(prompt).__name__}")
+        return Problem(id=number, prompt=prompt, answer=values["answer"], teacher=values["teacher"])
+
+
+def _rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    path = Path(source)
+    if path.suffix in (".jsonl", ".parquet") and not path.is_file():
+        raise TaskError(f"{source} does not exist (looked in {Path.cwd()})")
+    if path.suffix == ".jsonl":
+        yield from _json_lines(path)
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    elif path.suffix == ".json":
+        raise TaskError(f"{source}: write one JSON object a line and name the file .jsonl")
+    else:
+        yield from _dataset(source, split)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            if not isinstance(row, dict):
+                raise TaskError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+            yield row
+
+
+def _dataset(source: str, split: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    try:
+        if Path(source).is_dir() and not any(Path(source).glob("*.parquet")):
+            loaded = datasets.load_from_disk(source)
+            data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            data = datasets.load_dataset(source, split=split)
+    except (OSError, ValueError, KeyError) as error:
+        raise TaskError(
+            f"{source!r} is no .jsonl or .parquet file, no datasets directory, and no dataset with a split {split!r} "
+            f"that can be reached: {str(error).splitlines()[0]}"
+        ) from error
+    yield from data
+
+
+def _load_check(name: str) -> Callable[[str, Any], float]:
+    module, _, function = name.partition(":")
+    if not function:
+        raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"check {name!r} cannot be imported: {error}") from error

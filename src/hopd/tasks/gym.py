@@ -1,0 +1,50 @@
+"""Problems of reasoning-gym: any of its datasets by name, checked by its own scorer."""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from hopd.errors import TaskError, nearest
+from hopd.tasks.problem import Problem
+
+
+class ReasoningGym:
+    """`size` problems of the dataset `name`, made from `seed`; `options` are the dataset's own.
+
+    A response is scored on what stands in its last `<answer> … </answer>`, or on all of it if there is none.
+    Raises `TaskError` for an unknown dataset or option.
+    """
+
+    def __init__(self, name: str, size: int, seed: int = 0, options: dict[str, Any] | None = None):
+        with contextlib.redirect_stdout(io.StringIO()):
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS
+        if name not in DATASETS:
+            raise TaskError(f"reasoning-gym has no dataset {name!r}{nearest(name, DATASETS)}")
+        known = inspect.signature(DATASETS[name][1]).parameters
+        for option in options or {}:
+            if option not in known:
+                raise TaskError(f"reasoning-gym's {name} has no option {option!r}{nearest(option, known)}")
+        try:
+            self.dataset = reasoning_gym.create_dataset(name, size=size, seed=seed, **(options or {}))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise TaskError(f"reasoning-gym refuses the options of {name}: {error}") from error
+
+    @cached_property
+    def problems(self) -> Sequence[Problem]:
+        return [
+            Problem(id=number, prompt=self.dataset[number]["question"], answer=self.dataset[number])
+            for number in range(len(self.dataset))
+        ]
+
+    def score(self, problem: Problem, response: str) -> float:
+        return float(self.dataset.score_answer(answer=_answer(response), entry=problem.answer))
+
+
+def _answer(response: str) -> str:
+    if "<answer>" not in response:
+        return response.strip()
+    return response.rpartition("<answer>")[2].partition("</answer>")[0].strip()

@@ -1,0 +1,75 @@
+"""From problems to prompts of token ids, and back from token ids to the text that is scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hopd.errors import TaskError
+from hopd.rollout.rollout import Prompt, Rollout
+from hopd.tasks.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A task as a model sees it. `dropped` counts prompts that were longer than the limit."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Prompt]
+    problems: dict[int, Problem]
+    dropped: int = 0
+
+    def score(self, rollout: Rollout) -> float:
+        return self.task.score(self.problems[rollout.prompt.id], self.text(rollout))
+
+    def text(self, rollout: Rollout) -> str:
+        return str(self.tokenizer.decode(rollout.ids, skip_special_tokens=True))
+
+
+def encode(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat: bool,
+    max_tokens: int,
+    too_long: Literal["drop", "error"] = "drop",
+) -> PromptSet:
+    """Tokenises every prompt, through the chat template (`chat`) or plainly.
+
+    Raises `TaskError` for a prompt without tokens, without a chat template where one is asked for, or, as `too_long`
+    says, of more than `max_tokens` tokens.
+    """
+    if chat and not tokenizer.chat_template:
+        raise TaskError("the tokenizer has no chat template; write chat: false in the recipe's task")
+    prompts, dropped = [], 0
+    for problem in task.problems:
+        ids = _ids(problem, tokenizer, chat)
+        if not ids:
+            raise TaskError(f"prompt {problem.id} is empty")
+        if len(ids) > max_tokens:
+            if too_long == "error":
+                raise TaskError(
+                    f"prompt {problem.id} has {len(ids)} tokens, more than the limit of {max_tokens}; raise "
+                    "rollout.prompt_tokens, or write too_long: drop"
+                )
+            dropped += 1
+            continue
+        prompts.append(Prompt(problem.id, torch.tensor(ids), problem.teacher))
+    if not prompts:
+        raise TaskError(
+            f"every one of the {dropped} prompts is longer than {max_tokens} tokens; raise rollout.prompt_tokens"
+        )
+    return PromptSet(task, tokenizer, prompts, {problem.id: problem for problem in task.problems}, dropped)
+
+
+def _ids(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[int]:
+    if not chat:
+        if not isinstance(problem.prompt, str):
+            raise TaskError(f"prompt {problem.id} is a list of chat messages; write chat: true in the recipe's task")
+        return list(tokenizer(problem.prompt).input_ids)
+    messages = [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(str(text), add_special_tokens=False).input_ids)

@@ -1,0 +1,23 @@
+"""A teacher in this process: any causal LM that shares the student's vocabulary."""
+
+import torch
+
+from hopd.model import LanguageModel
+from hopd.objective.signal import Detail, HiddenSignal
+from hopd.rollout.batch import Batch
+
+
+class LocalTeacher:
+    """Gives its whole distribution, at the temperature that the student samples with."""
+
+    gives = Detail.VOCABULARY
+
+    def __init__(self, model: LanguageModel, temperature: float = 1.0):
+        self.model, self.temperature = model, temperature
+        model.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> HiddenSignal:
+        """Keeps hidden states, not logits: the objective projects them chunk by chunk."""
+        hidden = batch.states(self.model.hidden(batch.ids))
+        return HiddenSignal(self.model.head, hidden, self.temperature)

@@ -1,0 +1,1 @@
+"""The loop, the step, the checkpoint, the ledger."""

@@ -1,0 +1,114 @@
+"""Atomic checkpoints: a Hugging Face model directory, with what is needed to go on beside it.
+
+There is no state of a random generator to save: every random number is a function of seed, step, prompt, sample and
+position. A checkpoint is written under another name and renamed when all of it is on disk, so one that can be found is
+whole; it is renamed away before it is removed, for the same reason.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hopd.errors import CheckpointError
+
+_NAME = re.compile(r"step-(\d{6,})")
+_UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`path` loads with `from_pretrained`; `state` is the run after `step` complete steps."""
+
+    path: Path
+    step: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.path / "state.json").read_text())
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return load_file(self.path / "optimizer.safetensors")
+
+
+def save(
+    directory: Path,
+    step: int,
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+) -> Checkpoint:
+    """Raises `CheckpointError` when it cannot be written, for a full disk say; earlier checkpoints stay whole."""
+    final = directory / f"step-{step:06d}"
+    unfinished = directory / f"{_UNFINISHED}{final.name}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        model.save_pretrained(unfinished, state_dict=weights)
+        tokenizer.save_pretrained(unfinished)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in optimizer.items()}, unfinished / "optimizer.safetensors"
+        )
+        (unfinished / "state.json").write_text(json.dumps(state, indent=1))
+        for path in [*unfinished.iterdir(), unfinished]:
+            _flush(path)
+        remove(Checkpoint(final, step))
+        os.replace(unfinished, final)
+        _flush(directory)
+    except Exception as error:  # safetensors has error types of its own for a failed write
+        shutil.rmtree(unfinished, ignore_errors=True)
+        kept = find(directory)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {directory} ({error}); "
+            + (f"{kept[-1].path.name} is whole: " if kept else "no earlier one exists: ")
+            + "make room and go on with --resume"
+        ) from error
+    return Checkpoint(final, step)
+
+
+def find(directory: Path) -> list[Checkpoint]:
+    """The whole checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    matches = [(path, _NAME.fullmatch(path.name)) for path in directory.iterdir()]
+    return sorted((Checkpoint(path, int(m[1])) for path, m in matches if m), key=lambda c: c.step)
+
+
+def prune(directory: Path, keep_last: int, keep_best: bool) -> None:
+    """Keeps the last ones, and the best if asked; removes the others and what interruptions left behind."""
+    checkpoints = find(directory)
+    kept = {checkpoint.step for checkpoint in checkpoints[-keep_last:]}
+    if keep_best:
+        scores = {c.step: score for c in checkpoints if (score := c.state["score"]) is not None}
+        kept |= {max(scores, key=lambda step: (scores[step], step))} if scores else set()
+    for checkpoint in checkpoints:
+        if checkpoint.step not in kept:
+            remove(checkpoint)
+    for leftover in directory.iterdir():
+        if leftover.name.startswith((_UNFINISHED, _REMOVED)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    if checkpoint.path.exists():
+        renamed = checkpoint.path.with_name(f"{_REMOVED}{checkpoint.path.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        os.replace(checkpoint.path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""FLOPs of a model's passes, counted from its weights: multiplications and additions of the matrix products.
+
+Algorithmic counts: causal attention looks at the past only, padding is free. Element-wise work is left out.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from hopd.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """`linear`: one position through the backbone's matrices. `attention`: one query against one key, all layers.
+    `head`: one position through the vocabulary head."""
+
+    linear: float
+    attention: float
+    head: float
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "PassCost":
+        config = model.config
+        embeddings = {id(m.weight) for m in model.backbone.modules() if isinstance(m, nn.Embedding)}
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        active = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
+        matrices = (p for p in model.backbone.parameters() if p.dim() >= 2 and id(p) not in embeddings)
+        # Experts are stored as one tensor of three dimensions; a token visits a few of them.
+        linear = sum(2.0 * p.numel() * (active if p.dim() == 3 else 1.0) for p in matrices)
+        heads = getattr(config, "num_attention_heads", 0) or 0
+        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        return cls(linear, 4.0 * config.num_hidden_layers * heads * width, 2.0 * model.head.weight.numel())
+
+    def generate(self, rollouts: Iterable[tuple[int, int]], prompts: Iterable[int]) -> float:
+        """`rollouts`: (prompt length, response length) of each; `prompts`: length of each prompt that was prefilled."""
+        prefill = sum(self.linear * p + self.attention * p * (p + 1) / 2 for p in prompts)
+        decode = sum(
+            self.linear * (t - 1) + self.attention * ((p + 1) * (t - 1) + (t - 1) * (t - 2) / 2) + self.head * t
+            for p, t in rollouts
+            if t
+        )
+        return prefill + decode
+
+    def forward(self, lengths: Iterable[int], head_positions: int) -> float:
+        """One pass over sequences of these lengths; twice as much again is the backward pass."""
+        backbone = sum(self.linear * n + self.attention * n * (n + 1) / 2 for n in lengths)
+        return backbone + self.head * head_positions

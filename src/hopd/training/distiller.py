@@ -1,0 +1,282 @@
+"""The loop: decide a horizon, sample, score, update, observe, account.
+
+What a step is made of stands behind the nouns that this page names; what surrounds it (evaluation, checkpoints, files)
+comes after it.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from hopd.errors import Interrupted
+from hopd.evaluation import Evaluator
+from hopd.horizon import Controller, Decision
+from hopd.recipe import Recipe
+from hopd.rollout import Engine, NativeEngine, Rollout, fold
+from hopd.tasks import build_prompts
+from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
+from hopd.training import checkpoint as checkpoints
+from hopd.training.cost import PassCost
+from hopd.training.files import RunDirectory
+from hopd.training.interruption import Interruption
+from hopd.training.learner import Learner
+from hopd.training.ledger import Account, Ledger
+from hopd.training.models import load_models
+from hopd.training.optimizer import MasterOptimizer
+from hopd.training.order import PromptOrder
+from hopd.training.progress import Progress
+from hopd.training.statistics import StepStatistics
+
+SAMPLES_KEPT = 4  # rollouts of each evaluation that are written out for people to read
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; `directory` holds everything else."""
+
+    directory: RunDirectory
+    steps: int
+    evaluation: dict[str, Any] | None
+
+
+class Distiller:
+    """A run of a recipe: `Distiller(recipe).train()`; `hopd train` runs the preflight first.
+
+    `controller`, `engine` and `teacher` may be your own; each is otherwise made as the recipe says. Raises a
+    `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        resume: bool = False,
+        controller: Controller | None = None,
+        engine: Engine | None = None,
+        teacher: Teacher | None = None,
+        progress: Progress | None = None,
+    ):
+        self.recipe, rollout = recipe, recipe.rollout
+        self.directory = RunDirectory(recipe.directory)
+        resumed = self.directory.latest_checkpoint(recipe, resume)
+        self.processes = Accelerator(
+            log_with=list(recipe.trackers) or None, project_config=ProjectConfiguration(str(recipe.directory))
+        )
+        self.progress = progress or Progress(quiet=not self.processes.is_main_process)
+
+        models = load_models(recipe, self.processes.device, resumed.path if resumed else None)
+        self.student, self.teachers, self.notes = models.student, models.teachers, models.notes
+        self.prompts = build_prompts(recipe.task, self.student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+        self.order = PromptOrder(self.prompts.prompts, rollout.prompts, recipe.seed)
+        self.total_steps = self.order.steps(recipe)
+        self.controller = controller or recipe.controller()
+        self.evaluator = self._evaluator()
+
+        self.engine = engine or NativeEngine(self.student, rollout.rows)
+        self.cost = PassCost.of(self.student)
+        self.ledger = Ledger(self.directory.path / "ledger.json")
+        self.optimizer = MasterOptimizer(self.student.model, recipe.training, self.total_steps)
+        if recipe.training.gradient_checkpointing:
+            self.student.checkpoint_activations()
+        self.learner = Learner(
+            student=self.student,
+            teacher=teacher or self._teacher(),
+            teacher_cost=PassCost.of(next(iter(self.teachers.values()))),
+            objective=recipe.objective,
+            window=recipe.loss_window(),
+            optimizer=self.optimizer,
+            ledger=self.ledger,
+            reduce=partial(self.processes.reduce, reduction="sum"),
+            temperature=rollout.temperature,
+            tokens_per_batch=recipe.training.tokens_per_batch,
+        )
+        self.step = 0  # complete steps
+        self.evaluated: dict[str, Any] | None = None  # the last evaluation, as it stands in evaluations.jsonl
+        self._resumed = resumed
+
+    def train(self) -> Result:
+        """Runs to the last step, from the last checkpoint if there is one.
+
+        Raises `Interrupted` on SIGTERM or Ctrl-C, after the complete steps have been saved.
+        """
+        self._open()
+        several = self.processes.num_processes > 1
+        with self.progress.run(self.recipe.name, self.step, self.total_steps), Interruption(several) as interruption:
+            try:
+                self._evaluate_if_due(interruption)
+                while self.step < self.total_steps:
+                    self._train_step(interruption)
+                    self._evaluate_if_due(interruption)
+                    self._save_if_due()
+                    interruption.agree(self.learner.reduce, self.processes.device)
+            except Interrupted:
+                self.ledger.give_up()
+                self._save()
+                raise
+            finally:
+                self.processes.end_training()
+        return Result(self.directory, self.step, self.evaluated)
+
+    def _train_step(self, interruption: Interruption) -> None:
+        seed = fold(self.recipe.seed, self.step)
+        statistics = StepStatistics()
+        with interruption.welcome():
+            decision = self.controller.decide(self.step)
+            mini_batches = self._sample(decision, seed)
+        for rollouts in mini_batches:
+            # Until the first update, a step that is given up leaves nothing behind.
+            with interruption.welcome() if rollouts is mini_batches[0] else nullcontext():
+                self.learner.accumulate(rollouts, seed, statistics)
+            gradient_norm = self.learner.apply(self.step)
+            statistics.add_rollouts(rollouts)
+        statistics = statistics.reduced(self.learner.reduce, self.processes.device)
+        self.controller.observe(statistics.evidence(self.step, decision.tokens))
+        self.step += 1
+        self._log(decision, statistics, gradient_norm)
+
+    def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
+        """This process's share of the step's rollouts, in mini-batches: one for each optimiser step."""
+        rollout, rank, ranks = self.recipe.rollout, self.processes.process_index, self.processes.num_processes
+        prompts = self.order.at(self.step)
+        size = self.recipe.training.mini_batch or len(prompts)
+        shares = [prompts[start : start + size][rank::ranks] for start in range(0, len(prompts), size)]
+        mine = [prompt for share in shares for prompt in share]
+        with self.ledger.phase("rollout"):
+            made = self.engine.sample(mine, decision.tokens, rollout.sampling, seed, rollout.samples) if mine else []
+        lengths = [len(prompt.ids) for prompt in mine]
+        self.ledger.add("rollout", self.cost.generate([(len(r.prompt.ids), r.length) for r in made], lengths))
+        self.ledger.add(
+            prompt_tokens=sum(lengths),
+            generated_tokens=sum(r.length for r in made),
+            full_rollouts_tokens=sum(rollout.full_tokens if r.finish == "horizon" else r.length for r in made),
+        )
+        mini_batches, taken = [], 0
+        for share in shares:
+            mini_batches.append(made[taken : taken + len(share) * rollout.samples])
+            taken += len(share) * rollout.samples
+        return mini_batches
+
+    # What surrounds the loop.
+
+    def _teacher(self) -> Teacher:
+        temperature = self.recipe.rollout.temperature
+        local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
+        named = {name: teacher for name, teacher in local.items() if name is not None}
+        return RoutedTeacher(named) if named else local[None]
+
+    def _evaluator(self) -> Evaluator | None:
+        settings, rollout = self.recipe.evaluation, self.recipe.rollout
+        if settings is None:
+            return None
+        prompts = build_prompts(settings.task, self.student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+        return Evaluator(settings, prompts, self.student, rollout.full_tokens, self.processes, self.teachers.get(None))
+
+    def _open(self) -> None:
+        """Brings the directory, the ledger and all state to the last checkpoint, or to the beginning."""
+        state: dict[str, Any] | None = None
+        if self._resumed:
+            state = self._resumed.state
+            self.step = self._resumed.step
+            self.controller.load_state_dict(state["controller"])
+            self.optimizer.load_state(self._resumed.optimizer())
+        if self.processes.is_main_process:
+            self.directory.create(self.recipe)
+            self.directory.rewind(self.step)
+        self.processes.wait_for_everyone()
+        self.evaluated = next(reversed(self.directory.read("evaluations")), None)
+        self.ledger.resume(state["ledger"] if state else None)
+        self.ledger.writes = self.processes.is_main_process
+        if self.recipe.trackers:
+            self.processes.init_trackers(self.recipe.name)
+
+    def _evaluate_if_due(self, interruption: Interruption) -> None:
+        if not self._evaluation_is_due():
+            return
+        assert self.evaluator is not None
+        with interruption.welcome(), self.ledger.phase("evaluation"):
+            measured, rollouts = self.evaluator.run()
+        self.ledger.add(evaluated_tokens=measured.tokens)
+        self._commit()
+        run = self.ledger.run
+        cost = {
+            "training_flops": run.training_flops,
+            "training_seconds": run.training_seconds,
+            "generated_tokens": run.generated_tokens,
+            "trained_tokens": run.trained_tokens,
+        }
+        self.evaluated = {"step": self.step, "score": measured.score} | cost | measured.as_dict()
+        if not self.processes.is_main_process:
+            return
+        self.directory.append("evaluations", self.evaluated)
+        for rollout in rollouts[:SAMPLES_KEPT]:
+            self.directory.append("samples", {"step": self.step} | self.evaluator.sample_line(rollout))
+        self.progress.note(f"step {self.step}: {measured.summary()}")
+        self.processes.log({"evaluation/score": measured.score}, self.step)
+
+    def _evaluation_is_due(self) -> bool:
+        """At the start if asked, at the end, and between at the recipe's interval; not twice at one step."""
+        settings, last = self.recipe.evaluation, self.evaluated
+        if settings is None or (last and last["step"] == self.step):
+            return False
+        if self.step == 0:
+            return settings.at_start
+        if self.step == self.total_steps:
+            return True
+        if settings.every_flops is not None:
+            before = last["training_flops"] if last else 0.0
+            return self.ledger.run.training_flops // settings.every_flops > before // settings.every_flops
+        return settings.every is not None and self.step % settings.every == 0
+
+    def _log(self, decision: Decision, statistics: StepStatistics, gradient_norm: float) -> None:
+        work = self._commit()
+        metrics = {
+            "step": self.step,
+            "horizon": decision.tokens,
+            "learning_rate": self.optimizer.learning_rate(self.step - 1),
+            "gradient_norm": gradient_norm,
+            **statistics.metrics(),
+            "generated_tokens": work.generated_tokens,
+            "trained_tokens": work.trained_tokens,
+            "seconds": work.training_seconds,
+            "flops": work.training_flops,
+        }
+        if self.processes.is_main_process:
+            self.directory.append("metrics", metrics)
+            self.directory.append("horizon", {"step": self.step, "tokens": decision.tokens, "reason": decision.reason})
+            self.progress.step(metrics, decision)
+        self.processes.log(metrics, self.step)
+
+    def _commit(self) -> Account:
+        return self.ledger.commit(self.learner.reduce, self.processes.device)
+
+    def _save_if_due(self) -> None:
+        if self.step == self.total_steps or self.step % self.recipe.checkpoint.every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint of the complete steps, unless there is one."""
+        self.processes.wait_for_everyone()
+        if not self.processes.is_main_process:
+            return
+        directory, settings, last = self.directory.checkpoints, self.recipe.checkpoint, self.evaluated
+        if any(found.step == self.step for found in checkpoints.find(directory)):
+            return
+        checkpoints.save(
+            directory,
+            self.step,
+            self.student.model,
+            self.optimizer.master_state(self.student.model),
+            self.student.tokenizer,
+            self.optimizer.state(),
+            {
+                "step": self.step,
+                "score": last["score"] if last and last["step"] == self.step else None,
+                "controller": self.controller.state_dict(),
+                "ledger": self.ledger.state_dict(),
+            },
+        )
+        checkpoints.prune(directory, settings.keep_last, settings.keep_best)

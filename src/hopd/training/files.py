@@ -1,0 +1,118 @@
+"""The files that a run leaves: its directory, lines of JSON that can be wound back, and atomic writing."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hopd.errors import RecipeError
+from hopd.recipe import Recipe
+from hopd.training.checkpoint import Checkpoint, find
+
+LINES = ("metrics", "horizon", "evaluations", "samples")
+
+# What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory.
+CHANGEABLE = ("training.steps", "training.epochs", "training.tokens_per_batch", "rollout.rows", "output")
+CHANGEABLE_SECTIONS = ("evaluation", "checkpoint", "trackers")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader, or a resume, finds the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class RunDirectory:
+    """`runs/NAME/`. Opening one that holds another run is an error, unless it is to be resumed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_atomically(self.path / "recipe.yaml", recipe.yaml())
+        write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=1))
+
+    def latest_checkpoint(self, recipe: Recipe, resume: bool) -> Checkpoint | None:
+        """What to go on from. Raises `RecipeError` if there is another run, or any and `resume` is not set."""
+        if not resume:
+            self._check_empty()
+            return None
+        if (self.path / "recipe.yaml").exists():  # else there is nothing yet, and the run begins
+            self._check_same(recipe)
+        return next(reversed(find(self.checkpoints)), None)
+
+    def _check_empty(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RecipeError(
+                f"{self.path} holds another run: go on with it with --resume, give this one another name "
+                "(--set name=...), or remove it"
+            )
+
+    def _check_same(self, recipe: Recipe) -> None:
+        path = self.path / "recipe.yaml"
+        before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(recipe.yaml()))
+        changed = [
+            key
+            for key in before | now
+            if before.get(key) != now.get(key) and key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)
+        ]
+        if changed:
+            raise RecipeError(
+                f"{self.path} was made by another recipe: "
+                + ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+                + "; a resumed run must compute the same"
+            )
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The lines of `metrics`, `horizon`, `evaluations` or `samples`; a half-written last one is left out."""
+        path = self.path / f"{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Forgets the lines of steps that will be done again: those after `step` steps were complete."""
+        for name in LINES:
+            if (self.path / f"{name}.jsonl").exists():
+                kept = [json.dumps(line, ensure_ascii=False) for line in self.read(name) if line["step"] <= step]
+                write_atomically(self.path / f"{name}.jsonl", "".join(line + "\n" for line in kept))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("hopd", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: metadata.version(name) for name in packages if _installed(name)},
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,53 @@
+"""SIGTERM and Ctrl-C: the step under way is given up, what is complete is saved, the process exits."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from hopd.errors import Interrupted
+
+
+class Interruption:
+    """While it is entered, SIGTERM and SIGINT raise `Interrupted`, at once inside `welcome` and at its next entry
+    otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised."""
+
+    def __init__(self, together: bool = False):
+        self.together = together
+        self.signal: int | None = None
+        self._welcome = False
+
+    def __enter__(self) -> "Interruption":
+        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    @contextmanager
+    def welcome(self) -> Iterator[None]:
+        """Inside, nothing changes that outlives the step."""
+        self._welcome = not self.together
+        self._raise_if_welcome()
+        try:
+            yield
+        finally:
+            self._welcome = False
+
+    def agree(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Between two steps: raises on every process if any was told to stop. `reduce` sums over the processes."""
+        if self.together and bool(reduce(torch.tensor(float(self.signal is not None), device=device)) > 0):
+            raise Interrupted(self.signal or signal.SIGTERM)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.signal = signum
+        self._raise_if_welcome()
+
+    def _raise_if_welcome(self) -> None:
+        if self.signal is not None and self._welcome:
+            self._welcome = False
+            raise Interrupted(self.signal)

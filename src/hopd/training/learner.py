@@ -1,0 +1,104 @@
+"""One optimiser step from a set of rollouts. It knows nothing of horizons, prompts or files."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopd.errors import NonFiniteLoss
+from hopd.horizon import Window
+from hopd.model import LanguageModel
+from hopd.objective import Objective
+from hopd.objective.objective import Statistics
+from hopd.rollout import Batch, Rollout, fold, pack, uniform
+from hopd.teacher import Teacher
+from hopd.training.cost import PassCost
+from hopd.training.ledger import Ledger
+from hopd.training.optimizer import MasterOptimizer
+from hopd.training.statistics import StepStatistics
+
+WINDOW = 1  # counter of the random windows, beside those of the rollouts
+
+
+@dataclass
+class Learner:
+    """`reduce` sums a tensor over the processes; with one process it gives it back."""
+
+    student: LanguageModel
+    teacher: Teacher
+    teacher_cost: PassCost
+    objective: Objective
+    window: Window
+    optimizer: MasterOptimizer
+    ledger: Ledger
+    reduce: Callable[[Tensor], Tensor]
+    temperature: float
+    tokens_per_batch: int
+
+    def accumulate(self, rollouts: Sequence[Rollout], seed: int, statistics: StepStatistics) -> None:
+        """The gradient of sum over loss tokens / their number in the whole optimiser step: all micro-batches and all
+        processes together. Raises `NonFiniteLoss`, which names the rollout."""
+        batches = self.batches(rollouts, seed)
+        mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
+        count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
+        for batch in batches:
+            total, terms = self.loss(batch)
+            if not torch.isfinite(total):
+                raise NonFiniteLoss(_first_bad(batch, terms))
+            with self.ledger.phase("update"):
+                (total / count).backward()
+                self.optimizer.collect()
+            statistics.add_tokens(batch.at, terms)
+            self._account(batch)
+
+    def apply(self, step: int) -> float:
+        """Updates the student, and gives the gradient's norm. Raises `NonFiniteLoss` and leaves it as it was where the
+        norm is not finite."""
+        with self.ledger.phase("update"):
+            norm = self.optimizer.step(step, self.reduce)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"the gradient of step {step} has the norm {norm}, though every loss was finite")
+        return norm
+
+    def batches(self, rollouts: Sequence[Rollout], seed: int) -> list[Batch]:
+        """Micro-batches of the tokens that the loss window keeps."""
+        prompts = torch.tensor([rollout.prompt.id for rollout in rollouts], dtype=torch.long)
+        samples = torch.tensor([rollout.sample for rollout in rollouts], dtype=torch.long)
+        draws = uniform(fold(seed, WINDOW), prompts, samples, torch.zeros(1, dtype=torch.long))[:, 0].tolist()
+        spans = [self.window.span(rollout.length, u) for rollout, u in zip(rollouts, draws, strict=True)]
+        return pack(
+            rollouts, spans, self.tokens_per_batch, self.student.device, whole_response=self.objective.gamma > 0
+        )
+
+    def loss(self, batch: Batch, teacher: Teacher | None = None) -> tuple[Tensor, Statistics]:
+        """The sum over the loss tokens of one micro-batch, by the given teacher or its own."""
+        with self.ledger.phase("teacher"):
+            signal = (teacher or self.teacher).score(batch)
+        with self.ledger.phase("update"):
+            hidden = batch.states(self.student.hidden(batch.ids))
+            return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
+
+    def _account(self, batch: Batch) -> None:
+        positions = batch.at.tokens.numel()
+        cost = PassCost.of(self.student)
+        passes = 3 + (1 if self.student.recomputes else 0)
+        backbone = cost.forward(batch.lengths, 0)
+        heads = cost.head * positions * (3 + (1 if self.objective.gamma else 0))
+        self.ledger.add("update", passes * backbone + heads)
+        self.ledger.add("teacher", self.teacher_cost.forward(batch.lengths, positions))
+        self.ledger.add(scored_tokens=positions, trained_tokens=int((batch.at.weight > 0).sum()))
+
+
+def _first_bad(batch: Batch, terms: Statistics) -> str:
+    bad = (~torch.isfinite(terms.loss)).nonzero()
+    if len(bad) == 0:
+        return f"the loss of a micro-batch is not finite, though each token's is; it held {batch.rollouts[0]}"
+    place = int(bad[0])
+    rollout = batch.rollouts[int(batch.at.row[place])]
+    return (
+        f"the loss is {float(terms.loss[place])} at response token {int(batch.at.position[place])} of {rollout} "
+        f"(log-ratio {float(terms.log_ratio[place]):g}, student log-prob {float(terms.log_prob[place]):g}; "
+        f"{len(bad)} tokens of the micro-batch in all)"
+    )

@@ -1,0 +1,133 @@
+"""What a run has cost: tokens, FLOPs, seconds. Persisted after every step, and never reset by a resume.
+
+Two accounts. `run` is what the weights cost: it is saved with each checkpoint, and counts the same whether the run was
+interrupted or not. `redone` is work that an interruption threw away. Their sum is what was spent, and only grows.
+What a step adds is kept apart, in `pending`, until the step is complete.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hopd.training.files import write_atomically
+
+
+@dataclass
+class Account:
+    """Tokens: `prompt` tokens prefilled, `generated` by the student, `scored` by the teacher, `trained` (with loss).
+
+    `full_rollouts_tokens` is the full-rollout equivalent of `generated_tokens`: every rollout that the horizon cut
+    counts as the full length, so it is the most that full rollouts would have generated. FLOPs and seconds are by
+    phase: rollout, teacher, update, evaluation.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    full_rollouts_tokens: int = 0
+    scored_tokens: int = 0
+    trained_tokens: int = 0
+    evaluated_tokens: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def training_flops(self) -> float:
+        return sum(flops for phase, flops in self.flops.items() if phase != "evaluation")
+
+    @property
+    def training_seconds(self) -> float:
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != "evaluation")
+
+    def __add__(self, other: "Account") -> "Account":
+        return self._plus(other, 1)
+
+    def __sub__(self, other: "Account") -> "Account":
+        return self._plus(other, -1)
+
+    def _plus(self, other: "Account", sign: int) -> "Account":
+        sums: dict[str, Any] = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            if isinstance(mine, dict):
+                sums[name] = {key: mine.get(key, 0.0) + sign * theirs.get(key, 0.0) for key in mine | theirs}
+            else:
+                sums[name] = mine + sign * theirs
+        return Account(**sums)
+
+
+TOKENS = tuple(field.name for field in fields(Account) if field.name.endswith("_tokens"))
+
+
+class Ledger:
+    """Adds to the account of the run; `path` is where it is kept."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.run, self.redone, self.pending = Account(), Account(), Account()
+        self.writes = True  # of several processes, one
+
+    def add(self, phase: str = "", flops: float = 0.0, **tokens: int) -> None:
+        """Tokens of one kind or several, and FLOPs of a phase. Nothing is ever taken away."""
+        for name, count in tokens.items():
+            assert count >= 0
+            setattr(self.pending, name, getattr(self.pending, name) + count)
+        if phase:
+            self.pending.flops[phase] = self.pending.flops.get(phase, 0.0) + flops
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds inside to the phase, those of a GPU's pending work included."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.pending.seconds[name] = self.pending.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def commit(self, reduce: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Account:
+        """The work since the last commit, of all processes, now belongs to the run; gives what it was. `reduce` sums a
+        tensor over the processes. Seconds are this process's own."""
+        work, self.pending = self.pending, Account()
+        phases = sorted(work.flops)
+        counts = [getattr(work, name) for name in TOKENS] + [work.flops[phase] for phase in phases]
+        summed = reduce(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()
+        for name, count in zip(TOKENS, summed, strict=False):
+            setattr(work, name, int(count))
+        work.flops = dict(zip(phases, summed[len(TOKENS) :], strict=True))
+        self.run = self.run + work
+        self.save()
+        return work
+
+    def give_up(self) -> None:
+        """The work since the last commit will be done again."""
+        self.redone, self.pending = self.redone + self.pending, Account()
+        self.save()
+
+    @property
+    def spent(self) -> Account:
+        """Everything, the work that an interruption threw away included."""
+        return self.run + self.redone
+
+    def save(self) -> None:
+        if self.writes:
+            write_atomically(self.path, json.dumps({"run": asdict(self.run), "redone": asdict(self.redone)}, indent=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.run)
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Goes on from a checkpoint's account (None: from the start); what the file has beyond it was lost."""
+        checkpoint = Account(**state) if state else Account()
+        if self.path.exists():
+            kept = json.loads(self.path.read_text())
+            self.redone = Account(**kept["redone"]) + (Account(**kept["run"]) - checkpoint)
+        self.run = checkpoint
+        self.save()

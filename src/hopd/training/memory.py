@@ -1,0 +1,71 @@
+"""An estimate of a run's peak memory, from the sizes of its parts. It is arithmetic, not a measurement."""
+
+from dataclasses import dataclass
+
+from hopd.model import LanguageModel
+from hopd.objective.head import CHUNK_BYTES
+from hopd.training.distiller import Distiller
+
+GIB = 2**30
+# Saved for the backward pass, a token and layer: about 14 vectors of the model's width and 4 of the MLP's. A textbook
+# count for a decoder with gated MLP and fused attention; attention weights are not kept.
+WIDTHS_KEPT, MLP_WIDTHS_KEPT = 14, 4
+GROWTH = 1.5  # a cache that doubles has, at worst, half of its new place still empty
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes. `static` is there all the time; rollout and update follow one another."""
+
+    static: float
+    rollout: float
+    update: float
+
+    @property
+    def peak(self) -> float:
+        return self.static + max(self.rollout, self.update)
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.peak / GIB:.1f} GiB at the largest horizon (weights and optimiser {self.static / GIB:.1f}, "
+            f"then rollouts {self.rollout / GIB:.1f} or updates {self.update / GIB:.1f}); an estimate"
+        )
+
+
+def estimate_memory(run: Distiller) -> MemoryEstimate:
+    recipe, student = run.recipe, run.student
+    element = 2 if recipe.training.precision == "bf16" else 4
+    trained = sum(master.numel() for master in run.optimizer.masters.values())
+    # Master, gradient and two moments in fp32; in bf16 the compute copy and its gradient besides.
+    static = trained * (16 + (4 if element == 2 else 0))
+    static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
+    longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
+    horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
+    rows = min(recipe.rollout.rows, recipe.rollout.prompts * recipe.rollout.samples)
+    rollout = rows * ((longest + horizon) * _cache_bytes(student, element) * GROWTH + 20 * student.head.vocabulary)
+    tokens = min(
+        max(recipe.training.tokens_per_batch, longest + horizon),
+        recipe.rollout.prompts * recipe.rollout.samples * (longest + horizon),
+    )
+    update = tokens * _activation_bytes(student, element) + 6 * CHUNK_BYTES + 4 * student.head.weight.numel()
+    return MemoryEstimate(static, rollout, update)
+
+
+def _cache_bytes(model: LanguageModel, element: int) -> float:
+    """Keys and values of one position."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * element
+
+
+def _activation_bytes(model: LanguageModel, element: int) -> float:
+    """Of one token, for the backward pass."""
+    config = model.config
+    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer = (WIDTHS_KEPT * config.hidden_size + MLP_WIDTHS_KEPT * mlp) * element
+    return (
+        layer + config.num_hidden_layers * config.hidden_size * element
+        if model.recomputes
+        else (layer * config.num_hidden_layers)
+    )

@@ -1,0 +1,90 @@
+"""Student and teachers of a recipe: loaded, and brought to one vocabulary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hopd.errors import ModelError
+from hopd.model import LanguageModel, load
+from hopd.recipe import ModelSource, Recipe
+
+
+@dataclass
+class Models:
+    """`teachers` by name (`None` where there is only one); `notes` are sentences that a person should read."""
+
+    student: LanguageModel
+    teachers: dict[str | None, LanguageModel]
+    notes: list[str]
+
+
+def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None) -> Models:
+    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe.
+
+    Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
+    """
+    if checkpoint is not None:
+        student = load(str(checkpoint), device=device, trust_remote_code=recipe.student.trust_remote_code)
+    else:
+        student = _load(recipe.student, device, torch.float32)
+    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    sources: dict[str | None, ModelSource] = dict(recipe.teachers.items())
+    if recipe.teacher:
+        sources[None] = recipe.teacher
+    teachers = {name: _load(source, device, precision) for name, source in sources.items()}
+    notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
+    shared = min(model.head.vocabulary for model in (student, *teachers.values()))
+    for model in (student, *teachers.values()):
+        if model.head.vocabulary > shared:
+            notes.append(
+                f"{model.name} has {model.head.vocabulary} output rows, of which the first {shared} are shared and used"
+            )
+            model.limit_vocabulary(shared)
+    return Models(student, teachers, notes)
+
+
+def _load(source: ModelSource, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
+    return load(
+        source.model,
+        dtype=dtype,
+        device=device,
+        layers=source.layers,
+        trust_remote_code=source.trust_remote_code,
+    )
+
+
+def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list[str]:
+    """Raises `ModelError` unless the same id means the same token to both; gives notes on what else differs.
+
+    Compared are ids, not files: tokenizers that are written differently and agree are fine.
+    """
+    mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    name_of = {id: token for token, id in theirs.items()}
+    conflicts = [
+        (token, id) for token, id in mine.items() if theirs.get(token, id) != id or name_of.get(id, token) != token
+    ]
+    common = len(mine.keys() & theirs.keys())
+    if conflicts or not common:
+        token, id = min(conflicts, key=lambda pair: pair[1]) if conflicts else ("", 0)
+        raise ModelError(
+            f"student {student.name} and teacher {teacher.name} have unlike vocabularies: {len(conflicts)} of "
+            f"{len(mine)} tokens differ, first id {id}: {token!r} to the student, {name_of.get(id)!r} to the teacher. "
+            "Token ids go from one to the other as they are, so both must come from one tokenizer"
+        )
+    notes = []
+    if only := sorted(mine.keys() ^ theirs.keys()):
+        notes.append(f"{len(only)} tokens are in one vocabulary only ({', '.join(map(repr, only[:4]))})")
+    if student.stop_ids != teacher.stop_ids:
+        notes.append(
+            f"the student stops on {sorted(student.stop_ids)}, the teacher {teacher.name} on "
+            f"{sorted(teacher.stop_ids)}: a student that is taught another end forgets its own; watch the stop rate"
+        )
+    if not student.stop_ids:
+        notes.append("the student has no end-of-sequence id: every rollout runs to its horizon")
+    if student.tokenizer.bos_token_id != teacher.tokenizer.bos_token_id:
+        notes.append(
+            f"the student begins with id {student.tokenizer.bos_token_id}, the teacher with "
+            f"{teacher.tokenizer.bos_token_id}; prompts are the student's"
+        )
+    return notes

@@ -1,0 +1,108 @@
+"""AdamW on fp32 master weights, with a learning rate that is a function of the step.
+
+In fp32 the model's parameters are the master weights. In bf16 the model computes with copies: their gradients are
+added to the masters' after every micro-batch, in fp32, and the copies are made anew once a step.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hopd.recipe import TrainingSection
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class MasterOptimizer:
+    """`model` holds fp32 weights when it comes, and its compute precision afterwards."""
+
+    def __init__(self, model: nn.Module, settings: TrainingSection, total_steps: int):
+        self.settings, self.total_steps = settings, total_steps
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if settings.precision == "bf16":
+            self.masters = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16()
+        else:
+            self.masters = self.parameters
+        # Norms and biases are not decayed.
+        groups = [
+            {"params": [p for p in self.masters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in self.masters.values() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+    def collect(self) -> None:
+        """Takes the gradients of one micro-batch, so that they add up in fp32."""
+        if self.masters is self.parameters:
+            return
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                master = self.masters[name]
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+    def step(self, step: int, reduce: Callable[[Tensor], Tensor]) -> float:
+        """Sums the gradients over processes by `reduce`, clips, updates; gives the gradient's norm before clipping.
+
+        Nothing is updated where the norm is not finite.
+        """
+        for master in self.masters.values():
+            master.grad = reduce(torch.zeros_like(master) if master.grad is None else master.grad)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm))
+        if math.isfinite(norm):
+            for group in self.adamw.param_groups:
+                group["lr"] = self.learning_rate(step)
+            self.adamw.step()
+            self.refresh()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The compute copies, from the masters."""
+        if self.masters is not self.parameters:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.masters[name])
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then the schedule down to zero at the last step."""
+        settings = self.settings
+        return settings.learning_rate * _factor(settings.schedule, step, settings.warmup_steps, self.total_steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments by parameter name; empty before the first step."""
+        return {
+            f"{moment}.{name}": self.adamw.state[master][moment].detach().clone()
+            for name, master in self.masters.items()
+            if self.adamw.state[master]
+            for moment in MOMENTS
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, master in self.masters.items():
+            moments = {moment: state[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in state}
+            if moments:
+                step = moments.pop("step")
+                self.adamw.state[master] = {"step": step} | {k: v.to(master.device) for k, v in moments.items()}
+
+    def master_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict, at the masters' precision; tied weights stay tied."""
+        master_of = {id(parameter): self.masters[name] for name, parameter in self.parameters.items()}
+        return {
+            name: master_of.get(id(tensor), tensor).detach()
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+
+
+def _factor(schedule: Literal["constant", "linear", "cosine"], step: int, warmup: int, total: int) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,41 @@
+"""Which prompts a step uses: a fresh shuffle every epoch, as a function of seed and step."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hopd.errors import RecipeError
+from hopd.recipe import Recipe
+from hopd.rollout import Prompt, fold
+
+SHUFFLE = 2  # counter of the shuffles, beside the one of the rollouts
+
+
+class PromptOrder:
+    """No prompt stands twice in a step: what is left of an epoch after the last whole step is passed over.
+
+    Raises `RecipeError` if there are fewer prompts than one step needs.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int):
+        if len(prompts) < per_step:
+            raise RecipeError(
+                f"a step needs {per_step} prompts (rollout.prompts) and the task has {len(prompts)}; lower the one or "
+                "raise the other"
+            )
+        self.prompts, self.per_step, self.seed = prompts, per_step, seed
+        self.steps_per_epoch = len(prompts) // per_step
+
+    def at(self, step: int) -> list[Prompt]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        shuffled = np.random.default_rng(fold(self.seed, SHUFFLE, epoch)).permutation(len(self.prompts))
+        return [self.prompts[i] for i in shuffled[place * self.per_step : (place + 1) * self.per_step]]
+
+    def steps(self, recipe: Recipe) -> int:
+        """Of the whole run."""
+        training = recipe.training
+        if training.steps is not None:
+            return training.steps
+        assert training.epochs is not None
+        return max(1, math.floor(training.epochs * self.steps_per_epoch))

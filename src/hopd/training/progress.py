@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from hopd.horizon import Decision
+
+
+class Progress:
+    """Step, horizon and why it changed, KL, tokens a second, stop rate, time left."""
+
+    def __init__(self, quiet: bool = False, console: Console | None = None, every_seconds: float = 5.0):
+        self.console = console or Console(quiet=quiet, highlight=False)
+        self.every_seconds = every_seconds
+        self._live: Live | None = None
+        self._tokens: int | None = None
+
+    @contextmanager
+    def run(self, name: str, first: int, total: int) -> Iterator[None]:
+        """For the time of one run, of steps `first` to `total`."""
+        self._name, self._first, self._total = name, first, total
+        self._started, self._printed, self._tokens = time.perf_counter(), float("-inf"), None
+        self._away = 0.0
+        if first:
+            self.note(f"{name}: resumed after step {first} of {total}")
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(Text(f"{name}: step {first} of {total}"), console=self.console, refresh_per_second=8) as self._live:
+            yield
+        self._live = None
+
+    def step(self, metrics: dict[str, Any], decision: Decision) -> None:
+        """Shows a complete step; where there is no terminal, not more often than every few seconds."""
+        if decision.tokens != self._tokens:
+            if self._tokens is None or not self._grows_steadily(decision.tokens):
+                self.note(f"step {metrics['step']}: horizon {decision.reason}")
+            self._tokens = decision.tokens
+        line = self._line(metrics)
+        if self._live:
+            self._live.update(Text(line))
+        elif time.perf_counter() - self._printed >= self.every_seconds or metrics["step"] == self._total:
+            self._printed = time.perf_counter()
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"{text}", markup=False, soft_wrap=True)
+
+    def _grows_steadily(self, tokens: int) -> bool:
+        """A progressive horizon changes at every step: its line shows it, a note a step would hide the rest."""
+        assert self._tokens is not None
+        return 0 < tokens - self._tokens <= 0.25 * self._tokens
+
+    def _line(self, m: dict[str, Any]) -> str:
+        done = m["step"] - self._first
+        left = (time.perf_counter() - self._started) / done * (self._total - m["step"])
+        speed = m["generated_tokens"] / m["seconds"] if m["seconds"] else 0.0
+        return (
+            f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  KL {m['reverse_kl']:.4f}  "
+            f"loss {m['loss']:.4f}  {_thousands(speed)} tokens/s  stop rate {100 * m['stop_rate']:.0f} %  "
+            f"{_duration(left)} left"
+        )
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,84 @@
+"""What one training step showed: sums over its loss tokens, which processes can add up, and the means."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hopd.horizon import Evidence
+from hopd.objective.objective import LossTokens, Statistics
+from hopd.rollout.rollout import FinishReason, Rollout
+
+BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
+
+
+@dataclass
+class StepStatistics:
+    """Sums in float64. `positions` holds, by position bin, the sum of −r_t and the number of tokens."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
+
+    def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
+        for reason in FinishReason:
+            self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
+
+    def add_tokens(self, at: LossTokens, statistics: Statistics) -> None:
+        """Of one micro-batch; tokens of weight 0 do not count."""
+        counted = at.weight > 0
+        log_ratio = statistics.log_ratio[counted].double()
+        self._add(
+            tokens=int(counted.sum()),
+            loss=float((at.weight * statistics.loss).double().sum()),
+            reverse_kl=-float(log_ratio.sum()),
+            # The sampler's and the learner's log-probs of the same token: apart by rounding, or by older weights.
+            mismatch=float((statistics.log_prob - at.behaviour)[counted].abs().double().sum()),
+        )
+        bins = (at.position[counted] + 1).log2().ceil().long().clamp(max=BINS - 1).cpu()
+        self.positions[0].index_add_(0, bins, -log_ratio.cpu())
+        self.positions[1].index_add_(0, bins, torch.ones_like(log_ratio.cpu()))
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> "StepStatistics":
+        """Added up over processes, each of which saw a part of the step."""
+        names = sorted(self.sums)
+        packed = torch.cat([torch.tensor([self.sums[n] for n in names], dtype=torch.float64), self.positions.flatten()])
+        total = reduce(packed.to(device)).cpu()
+        return StepStatistics(
+            dict(zip(names, total[: len(names)].tolist(), strict=True)), total[len(names) :].view(2, BINS)
+        )
+
+    def mean(self, name: str, per: str = "tokens") -> float:
+        return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "loss": self.mean("loss"),
+            "reverse_kl": self.mean("reverse_kl"),
+            "mismatch": self.mean("mismatch"),
+            "covered": self.mean("tokens", per="generated"),
+            "mean_length": self.mean("generated", per="rollouts"),
+            "stop_rate": self.mean(FinishReason.STOP, per="rollouts"),
+            "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
+        }
+
+    def evidence(self, step: int, horizon: int) -> Evidence:
+        used = int(self.positions[1].nonzero().max()) + 1 if self.positions[1].any() else 0
+        counts = self.positions[1][:used]
+        means = self.positions[0][:used] / counts.clamp(min=1)
+        return Evidence(
+            step=step,
+            horizon=horizon,
+            rollouts=int(self.sums["rollouts"]),
+            stopped=int(self.sums[FinishReason.STOP]),
+            mean_length=self.mean("generated", per="rollouts"),
+            edges=tuple([0] + [2**i for i in range(used)]) if used else (),
+            reverse_kl=tuple(means.tolist()),
+            counts=tuple(int(count) for count in counts),
+        )
+
+    def _add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
