@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -183,7 +183,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "mode
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     """A model read from GGUF holds plain weights but calls itself quantised, and then refuses to be saved."""
-    config = AutoConfig.for_model(model.config.model_type, **model.config.to_dict())
+    config = type(model.config)(**model.config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)

@@ -67,6 +67,7 @@ class GymSource(_TaskSource):
     options: dict[str, Any] = {}
 
 
+TASK_SOURCES = ("addition", "file", "reasoning_gym")
 TaskSource = Annotated[AdditionSource | FileSource | GymSource, Field(discriminator="source")]
 
 
@@ -88,6 +89,9 @@ class RolloutSection(_Section):
         return Sampling(self.temperature, self.top_p, self.top_k)
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingSection(_Section):
     """`steps` or `epochs`. `mini_batch` prompts make one optimiser step (all of the rollout's, if it is not given)."""
 
@@ -98,7 +102,7 @@ class TrainingSection(_Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     tokens_per_batch: int = Field(8192, ge=1)
@@ -224,19 +228,21 @@ class Recipe(_Section):
 
     def yaml(self) -> str:
         """The resolved recipe: every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # The horizon keeps its Python types: the steps of a staged one are numbers, which JSON would turn into text.
+        content = self.model_dump(mode="json") | {"horizon": dict(self.horizon)}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _override(content: dict[str, Any], text: str) -> None:
     path, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not path.strip():
         raise RecipeError(f"an override is written key=value, for example training.steps=10; got {text!r}")
     *sections, key = path.strip().split(".")
     for section in sections:
-        inner = content.setdefault(section, {})
+        inner = content.get(section) or {}
         if not isinstance(inner, dict):
             raise RecipeError(f"override {text!r}: {section} is no section of the recipe")
-        content = inner
+        content[section] = content = dict(inner)  # a copy: an anchor may have put the same section elsewhere
     try:
         content[key] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -245,10 +251,11 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
+        # The task's source stands in the location as a tag, though nobody wrote it as a key.
+        path = ".".join(str(part) for part in problem["loc"] if part not in TASK_SOURCES) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
-            key = str(problem["loc"][-1])
-            yield f"unknown key {path}{nearest(key, _keys_at(problem['loc'][:-1]))}"
+            *sections, key = problem["loc"]
+            yield f"unknown key {path}{nearest(str(key), _keys_at(sections))}"
         elif problem["type"] == "missing":
             yield f"{path} is missing"
         else:
@@ -261,7 +268,8 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
     sections: list[Any] = [Recipe]
     for part in loc:
         inner = [_fields(s)[part] for s in sections if part in _fields(s)]
-        sections = [s for annotation in inner for s in _sections(annotation)] or sections
+        tagged = [s for s in sections if issubclass(s, _TaskSource) and part in typing.get_args(_fields(s)["source"])]
+        sections = tagged or [s for annotation in inner for s in _sections(annotation)] or sections
     return [key for section in sections for key in _fields(section)]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -69,7 +70,7 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
     settings = recipe.evaluation
     if greedy:
         settings = settings.model_copy(update={"temperature": 0.0, "samples": 1})
-    processes = Accelerator()
+    processes = Accelerator(cpu=not torch.accelerator.is_available())
     student = load(source, device=processes.device, trust_remote_code=recipe.student.trust_remote_code)
     teacher = None
     if settings.measure == "divergence" and recipe.teacher is not None:

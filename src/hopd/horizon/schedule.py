@@ -4,6 +4,7 @@ They ignore the evidence and have nothing to remember: the same step gives the s
 resume. T below is `full_tokens`, the full length of a rollout.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,11 @@ class Truncated(_Schedule):
         super().__post_init__()
         if (self.ratio is None) == (self.tokens is None):
             raise RecipeError("horizon 'truncated' needs either ratio or tokens: write ratio: 0.1, or tokens: 512")
+        if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float)):
+            raise RecipeError(f"horizon ratio must be a number in (0, 1], got {self.ratio!r} (in YAML, 1e-1 is a text)")
         if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise RecipeError(
-                f"horizon ratio must be in (0, 1], got {self.ratio:g} (did you mean tokens: {self.ratio:g}?)"
-            )
+            hint = f" (did you mean tokens: {self.ratio:.10g}?)" if self.ratio > 1 else ""
+            raise RecipeError(f"horizon ratio must be in (0, 1], got {self.ratio:.10g}{hint}")
         if self.tokens is not None:
             _at_least("horizon tokens", self.tokens, 1)
             if self.tokens > self.full_tokens:
@@ -98,6 +100,8 @@ class Staged(_Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.stages, Mapping):
+            raise RecipeError(f"horizon stages map steps to tokens: write stages: {{0: 512}}, got {self.stages!r}")
         if 0 not in self.stages:
             raise RecipeError("horizon stages must begin at step 0: write stages: {0: 512, 100: 1024}")
         for step, tokens in self.stages.items():

@@ -6,13 +6,14 @@ are separate knobs because claims about one are often made with the other.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hopd.errors import RecipeError
 
 Span = tuple[int, int]
 
 
+@runtime_checkable
 class Window(Protocol):
     def span(self, length: int, uniform: float) -> Span:
         """The loss tokens `start <= t < end` of a rollout of `length` tokens; at least one when there is one.

@@ -5,7 +5,7 @@ An objective declares what it `needs`, a teacher what it `gives`; preflight refu
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +20,7 @@ class Detail(IntEnum):
     VOCABULARY = 2
 
 
+@runtime_checkable
 class Signal(Protocol):
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log π_g(y_t) at the positions `rows`."""

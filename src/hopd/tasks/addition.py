@@ -3,7 +3,7 @@
 A prompt `472+185*c:` asks to add 581 to 274 three times (digits are written least significant first).
 The response writes one line of 29 characters a step and then the answer:
 
-    a472+185:42061158010... : label, value, addend, per digit (a, b, carry in, sum, carry out), new value
+    a472+185:410507805125180=558;   label, value, addend, per digit (a, b, carry in, sum, carry out), new value
 
 One character is one token, so a problem of 12 steps takes 353 tokens with its end-of-sequence. The skill, one
 digit-wise addition with carry, is the same at every position of the response: what is to be learnt does not

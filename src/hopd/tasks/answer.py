@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from hopd.errors import TaskError
+
 Check = Callable[[str, Any], float]
 
 
@@ -10,6 +12,8 @@ def math(response: str, answer: Any) -> float:
     """1 if math-verify finds the two mathematically equal."""
     import math_verify
 
+    if answer is None or not str(answer).strip():
+        raise TaskError("there is no answer to compare with")
     gold = math_verify.parse(str(answer) if "$" in str(answer) else f"${answer}$", parsing_timeout=None)
     return float(math_verify.verify(gold, math_verify.parse(response, parsing_timeout=None), timeout_seconds=None))
 

@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class PromptFile:
     @cached_property
     def problems(self) -> Sequence[Problem]:
         problems = []
-        for number, row in enumerate(_rows(self.path, self.split)):
-            if self.limit is not None and number >= self.limit:
-                break
+        for number, row in enumerate(islice(_rows(self.path, self.split), self.limit)):
             problems.append(self._problem(number, row))
         if not problems:
             raise TaskError(f"{self.path} has no rows")
@@ -60,6 +59,8 @@ class PromptFile:
                 )
             values[role] = None if column is None else row[column]
         prompt = values["prompt"]
+        if self.columns["answer"] and (values["answer"] is None or not str(values["answer"]).strip()):
+            raise TaskError(f"{where}: the answer is empty, and every response would be scored wrong")
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise TaskError(f"{where}: the prompt is empty")
         if not isinstance(prompt, str | list):
@@ -76,7 +77,11 @@ def _rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     elif path.suffix == ".parquet":
         import pyarrow.parquet
 
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        try:
+            table = pyarrow.parquet.ParquetFile(path)
+        except pyarrow.ArrowException as error:
+            raise TaskError(f"{path} is no Parquet file: {error}") from error
+        for batch in table.iter_batches():
             yield from batch.to_pylist()
     elif path.suffix == ".json":
         raise TaskError(f"{source}: write one JSON object a line and name the file .jsonl")
@@ -85,14 +90,16 @@ def _rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
                 raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            except UnicodeDecodeError as error:
+                raise TaskError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
             if not isinstance(row, dict):
                 raise TaskError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
             yield row
@@ -117,7 +124,7 @@ def _dataset(source: str, split: str) -> Iterator[dict[str, Any]]:
 
 def _load_check(name: str) -> Callable[[str, Any], float]:
     module, _, function = name.partition(":")
-    if not function:
+    if not module or not function:
         raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
     try:
         return getattr(importlib.import_module(module), function)

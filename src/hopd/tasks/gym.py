@@ -28,6 +28,8 @@ class ReasoningGym:
         for option in options or {}:
             if option not in known:
                 raise TaskError(f"reasoning-gym's {name} has no option {option!r}{nearest(option, known)}")
+        if {"size", "seed"} & set(options or {}):
+            raise TaskError("reasoning-gym's size and seed stand in the task itself, not in its options")
         try:
             self.dataset = reasoning_gym.create_dataset(name, size=size, seed=seed, **(options or {}))
         except (AssertionError, TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hopd.errors import TaskError
@@ -71,5 +72,8 @@ def _ids(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat: bool) -> li
             raise TaskError(f"prompt {problem.id} is a list of chat messages; write chat: true in the recipe's task")
         return list(tokenizer(problem.prompt).input_ids)
     messages = [{"role": "user", "content": problem.prompt}] if isinstance(problem.prompt, str) else problem.prompt
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, AttributeError, KeyError, TypeError) as error:
+        raise TaskError(f"prompt {problem.id}: the chat template refuses its messages: {error}") from error
     return list(tokenizer(str(text), add_special_tokens=False).input_ids)

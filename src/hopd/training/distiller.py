@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
@@ -64,6 +65,7 @@ class Distiller:
         self.directory = RunDirectory(recipe.directory)
         resumed = self.directory.latest_checkpoint(recipe, resume)
         self.processes = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told so
             log_with=list(recipe.trackers) or None, project_config=ProjectConfiguration(str(recipe.directory))
         )
         self.progress = progress or Progress(quiet=not self.processes.is_main_process)
@@ -185,7 +187,7 @@ class Distiller:
             self.optimizer.load_state(self._resumed.optimizer())
         if self.processes.is_main_process:
             self.directory.create(self.recipe)
-            self.directory.rewind(self.step)
+            self.directory.rewind(self.step, evaluated=state is not None and state["score"] is not None)
         self.processes.wait_for_everyone()
         self.evaluated = next(reversed(self.directory.read("evaluations")), None)
         self.ledger.resume(state["ledger"] if state else None)

@@ -83,11 +83,13 @@ class RunDirectory:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def rewind(self, step: int) -> None:
-        """Forgets the lines of steps that will be done again: those after `step` steps were complete."""
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Forgets the lines of work that will be done again: what came after `step` complete steps, and the evaluation
+        at that step unless it was `evaluated` before the checkpoint."""
         for name in LINES:
             if (self.path / f"{name}.jsonl").exists():
-                kept = [json.dumps(line, ensure_ascii=False) for line in self.read(name) if line["step"] <= step]
+                last = step if evaluated or name in ("metrics", "horizon") else step - 1
+                kept = [json.dumps(line, ensure_ascii=False) for line in self.read(name) if line["step"] <= last]
                 write_atomically(self.path / f"{name}.jsonl", "".join(line + "\n" for line in kept))
 
 

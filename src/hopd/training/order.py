@@ -1,6 +1,5 @@
 """Which prompts a step uses: a fresh shuffle every epoch, as a function of seed and step."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,4 +37,4 @@ class PromptOrder:
         if training.steps is not None:
             return training.steps
         assert training.epochs is not None
-        return max(1, math.floor(training.epochs * self.steps_per_epoch))
+        return max(1, round(training.epochs * self.steps_per_epoch))

@@ -62,7 +62,9 @@ def check_recipe(recipe: Recipe, total_steps: int | None = None) -> Iterator[str
             f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {per_step * high:,} generated a step "
             f"({100 * high / rollout.full_tokens:.0f} % of full rollouts)"
         )
-    yield f"evaluation, if any, and the run's files: full length {rollout.full_tokens} tokens; {recipe.directory}/"
+    if recipe.evaluation:
+        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens"
+    yield f"files: {recipe.directory}/"
 
 
 def stages(recipe: Recipe, steps: int, at_most: int = 4) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,209 @@
+"""Every objective against a plain float64 reference on whole logits, value and gradient."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hopd.objective import Head, HiddenSignal, LossTokens, Objective
+from hopd.objective.head import chunked_loss
+
+N, D, V, ROWS = 11, 5, 13, 3
+
+
+def setup(seed=0, scale=1.0, softcap=None, bias=True):
+    g = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    hidden = rand(N, D).requires_grad_()
+    weight = rand(V, D).requires_grad_()
+    offset = rand(V).requires_grad_() if bias else None
+    teacher_hidden, teacher_weight = rand(N, D), rand(V, D)
+    row = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    position = torch.tensor([0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3])
+    at = LossTokens(
+        tokens=torch.randint(V, (N,), generator=g),
+        row=row,
+        position=position,
+        behaviour=-torch.rand(N, generator=g, dtype=torch.float64) * 3,
+        weight=torch.rand(N, generator=g, dtype=torch.float64),
+    )
+    head = Head(weight, offset, scale, softcap)
+    return hidden, head, HiddenSignal(Head(teacher_weight), teacher_hidden), at
+
+
+def reference(objective, hidden, head, signal, at, temperature=1.0):
+    """Written out plainly, position by position, from the definitions."""
+    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+    logits = logits * head.scale
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    log_p = torch.log_softmax(logits / temperature, -1)
+    log_q = torch.log_softmax(signal.hidden @ signal.head.weight.T / temperature, -1)
+    log_ratios = [float(log_q[n, at.tokens[n]] - log_p[n, at.tokens[n]]) for n in range(N)]
+    total = torch.zeros((), dtype=torch.float64)
+    for n in range(N):
+        p, q, y = log_p[n].exp(), log_q[n].exp(), at.tokens[n]
+        if objective.estimator == "sampled":
+            credit = sum(
+                objective.gamma ** int(at.position[k] - at.position[n]) * log_ratios[k]
+                for k in range(N)
+                if at.row[k] == at.row[n] and at.position[k] >= at.position[n]
+            )
+            if objective.control_variate:
+                credit += float((p * (log_p[n] - log_q[n])).sum())
+            if objective.importance_cap is not None:
+                credit *= min(math.exp(float(log_p[n, y]) - float(at.behaviour[n])), objective.importance_cap)
+            loss = -credit * log_p[n, y]
+        elif objective.estimator == "top_k":
+            best = torch.sort(log_p[n], descending=True).indices[: objective.k]
+            s, g = log_p[n][best], log_q[n][best]
+            if objective.tail == "paper":
+                w = (s.exp() / s.exp().sum()).detach()
+                loss = -(w * (g - s.detach()) * s).sum()
+            elif objective.tail == "renormalised":
+                sp, gp = s.exp() / s.exp().sum(), g.exp() / g.exp().sum()
+                loss = (sp * (sp.log() - gp.log())).sum()
+            else:
+                sp = torch.cat([s.exp(), 1 - s.exp().sum()[None]])
+                gp = torch.cat([g.exp(), 1 - g.exp().sum()[None]])
+                loss = (sp * (sp.log() - gp.log())).sum()
+        elif objective.divergence == "reverse_kl":
+            loss = (p * (log_p[n] - log_q[n])).sum()
+        elif objective.divergence == "forward_kl":
+            loss = (q * (log_q[n] - log_p[n])).sum()
+        else:
+            m = objective.beta * q + (1 - objective.beta) * p
+            loss = objective.beta * (q * (q / m).log()).sum() + (1 - objective.beta) * (p * (p / m).log()).sum()
+        total = total + at.weight[n] * loss
+    return total
+
+
+OBJECTIVES = [
+    Objective("sampled"),
+    Objective("sampled", gamma=1.0),
+    Objective("sampled", gamma=0.7),
+    Objective("sampled", control_variate=True),
+    Objective("sampled", gamma=0.5, control_variate=True, importance_cap=1.5),
+    Objective("top_k", k=4),
+    Objective("top_k", k=4, tail="renormalised"),
+    Objective("top_k", k=4, tail="bucket"),
+    Objective("full"),
+    Objective("full", divergence="forward_kl"),
+    Objective("full", divergence="jsd", beta=0.5),
+    Objective("full", divergence="jsd", beta=0.1),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 2.0)])
+def test_value_and_gradient_equal_the_reference(objective, temperature, scale, softcap):
+    hidden, head, signal, at = setup(scale=scale, softcap=softcap)
+    leaves = [hidden, head.weight, head.bias]
+    expected = reference(objective, hidden, head, signal, at, temperature)
+    expected_gradients = torch.autograd.grad(expected, leaves)
+
+    signal = HiddenSignal(signal.head, signal.hidden, temperature)
+    # Chunks of two positions: sums over chunks must not show.
+    loss, _ = objective.loss(head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V)
+    gradients = torch.autograd.grad(loss, leaves)
+
+    # Logits are float32 by design, so that is the precision to hold.
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(objective):
+    hidden, head, _, at = setup()
+    signal = HiddenSignal(Head(head.weight.detach(), head.bias.detach()), hidden.detach())
+    loss, statistics = objective.loss(head, hidden, signal, at)
+    assert abs(float(loss)) < 1e-6
+    assert float(statistics.log_ratio.abs().max()) < 1e-6
+    for gradient in torch.autograd.grad(loss, [hidden, head.weight, head.bias]):
+        assert float(gradient.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_the_sampled_estimators_mean_over_all_tokens_is_the_reverse_kl_gradient(control_variate):
+    hidden, head, signal, at = setup()
+    every = torch.arange(V).repeat(N)
+    position = torch.arange(N).repeat_interleave(V)
+    with torch.no_grad():
+        probability = torch.softmax(hidden @ head.weight.T + head.bias, -1).flatten()
+    spread = LossTokens(every, position, torch.zeros_like(position), torch.zeros(N * V).double(), probability)
+    wide = HiddenSignal(signal.head, signal.hidden[position])
+    sampled = Objective("sampled", control_variate=control_variate)
+    loss, _ = sampled.loss(head, hidden[position], wide, spread)
+    mean_gradients = torch.autograd.grad(loss, [hidden, head.weight, head.bias])
+
+    at = LossTokens(at.tokens, at.row, at.position, at.behaviour, torch.ones(N, dtype=torch.float64))
+    exact, _ = Objective("full").loss(head, hidden, signal, at)
+    for mean, wanted in zip(mean_gradients, torch.autograd.grad(exact, [hidden, head.weight, head.bias]), strict=True):
+        torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_variate_lowers_the_second_moment():
+    hidden, head, signal, _ = setup()
+    with torch.no_grad():
+        log_p = torch.log_softmax(hidden @ head.weight.T + head.bias, -1)
+        log_ratio = signal.log_probs(slice(0, N)).double() - log_p
+        baseline = (log_p.exp() * log_ratio).sum(-1, keepdim=True)
+        plain, centred = ((log_p.exp() * a**2).sum() for a in (log_ratio, log_ratio - baseline))
+    assert float(centred) < float(plain)
+
+
+def test_tokens_of_weight_zero_change_nothing():
+    hidden, head, signal, at = setup()
+    silent = at.weight.clone()
+    silent[4:] = 0
+    part = LossTokens(*(t[:4] for t in (at.tokens, at.row, at.position, at.behaviour, at.weight)))
+    whole = LossTokens(at.tokens, at.row, at.position, at.behaviour, silent)
+    a, _ = Objective().loss(head, hidden, signal, whole)
+    b, _ = Objective().loss(head, hidden[:4], HiddenSignal(signal.head, signal.hidden[:4]), part)
+    torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 100))
+def test_the_chunk_size_does_not_show(positions, chunk, seed):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(V, D, generator=g, requires_grad=True)
+    hidden = torch.randn(positions, D, generator=g, requires_grad=True)
+    terms = lambda logits, rows: (logits.logsumexp(-1) ** 2, logits[:, :1])  # noqa: E731
+    results = []
+    for size in (chunk, positions):
+        total, statistics = chunked_loss(Head(weight), hidden, terms, chunk_bytes=size * 4 * V)
+        results.append((total, statistics, *torch.autograd.grad(3 * total, [hidden, weight])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bf16_head_sums_its_chunks_in_float32():
+    """One chunk with a large gradient and many with small ones: in bf16 the small ones would be rounded away."""
+    hidden = torch.ones(400, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    scale = torch.full((400,), 1 / 16)
+    scale[0] = 16.0
+    total, _ = chunked_loss(
+        Head(weight), hidden, lambda logits, rows: (scale[rows] * logits[:, 0], logits), chunk_bytes=8
+    )
+    (gradient,) = torch.autograd.grad(total, [weight])
+    assert float(gradient[0, 0]) == pytest.approx(16 + 399 / 16, rel=0.01)
+
+
+def test_no_more_than_one_chunk_of_logits_is_held():
+    """Peak memory of the loss grows with the chunk, not with the positions."""
+    seen = []
+
+    def terms(logits, rows):
+        seen.append(logits.shape[0])
+        return logits.sum(-1), logits[:, :1]
+
+    hidden = torch.randn(1000, D, requires_grad=True)
+    chunked_loss(Head(torch.randn(V, D)), hidden, terms, chunk_bytes=64 * 4 * V)
+    assert max(seen) == 64
+    assert sum(seen) == 1000
