@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted
+from hopd.errors import HopdError, Interrupted, RecipeError
 
 app = typer.Typer(
     name="hopd",
@@ -80,6 +80,8 @@ def evaluate(
     """Evaluate a model on the recipe's evaluation task, to the full length."""
     import json
 
+    if out and not out.absolute().parent.is_dir():
+        raise RecipeError(f"--out {out}: there is no directory {out.parent}")
     from hopd.evaluation.evaluator import evaluate_model
     from hopd.recipe import Recipe
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
@@ -34,7 +35,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
         self.backbone: nn.Module = model.base_model
-        self.recomputes = False
+        self.recomputes = False  # gradient checkpointing, where there is a gradient
         self._vocabulary: int | None = None
         self._takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         if self.backbone is model or model.get_output_embeddings() is None:
@@ -88,20 +89,26 @@ class LanguageModel:
     ) -> Float[Tensor, "B L D"]:
         """The last hidden states. `mask` hides left padding, among the cached positions too; rows that are padded on
         the right need none, since a causal model never looks there."""
+        if self.recomputes:
+            self._recompute(cache is None and torch.is_grad_enabled())
         given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
         return self.backbone(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **given
         ).last_hidden_state
 
     def checkpoint_activations(self) -> None:
-        """Gradient checkpointing: layers are recomputed in the backward pass (their dropout stays off)."""
+        """Gradient checkpointing: layers are recomputed in the backward pass."""
         if not self.model.supports_gradient_checkpointing:
             raise ModelError(f"{self.name} does not support gradient checkpointing; set it to false in the recipe")
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.recomputes = True
+
+    def _recompute(self, wanted: bool) -> None:
+        """A layer that recomputes ignores the cache, so it must not while decoding. It looks at its own `training`;
+        its children stay in eval mode, so that dropout stays off."""
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # the flag that the layer itself looks at; its children stay in eval mode
-        self.recomputes = True
+                module.training = wanted
 
 
 def load(
@@ -123,15 +130,19 @@ def load(
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        if path.suffix == ".gguf":
-            model = _dequantised(AutoModelForCausalLM.from_pretrained(**where, dtype=dtype))
-        else:
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, use_safetensors=None if path.suffix == ".gguf" else True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers would make them up
+        raise ModelError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} for example")
+    if path.suffix == ".gguf":
+        model = _dequantised(model)
     if layers is not None:
         keep_layers(model, layers, source)
-    torch.nn.Module.to(model, device)
+    nn.Module.to(model, device)
     return LanguageModel(model, tokenizer, source)
 
 
@@ -199,16 +210,18 @@ def _verify(lm: LanguageModel) -> None:
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=lm.device) % vocabulary
     hidden = lm.hidden(ids)
     logits = lm.model(input_ids=ids).logits.float()
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"{lm.name}: its logits are not finite; the weights hold NaN or infinite values")
     tolerance = 1e-3 if lm.model.dtype == torch.float32 else 5e-2
-    if not torch.allclose(lm.head.logits(hidden), logits, rtol=tolerance, atol=tolerance * float(logits.abs().max())):
-        raise ModelError(
-            f"{lm.name}: its logits are not those of its head and hidden states ({type(lm.model).__name__} scales them "
-            "in a way that hopd does not know); please report this architecture"
-        )
     past, other = hidden[:, :3].float()
     if not torch.allclose(past, other, rtol=tolerance, atol=tolerance * float(past.abs().max())):
         raise ModelError(
             f"{lm.name} is no causal language model: its hidden states look at later tokens ({type(lm.model).__name__})"
+        )
+    if not torch.allclose(lm.head.logits(hidden), logits, rtol=tolerance, atol=tolerance * float(logits.abs().max())):
+        raise ModelError(
+            f"{lm.name}: its logits are not those of its head and hidden states ({type(lm.model).__name__} scales them "
+            "in a way that hopd does not know); please report this architecture"
         )
 
 

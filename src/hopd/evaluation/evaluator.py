@@ -31,6 +31,8 @@ class Evaluator:
     ):
         if settings.measure == "divergence" and teacher is None:
             raise RecipeError("evaluation.measure: divergence needs one local teacher; write measure: accuracy")
+        if settings.measure == "accuracy":  # whether answers can be checked is better known now than at the end
+            prompts.task.score(next(iter(prompts.problems.values())), "")
         self.settings, self.prompts, self.student, self.teacher = settings, prompts, student, teacher
         self.full_tokens, self.processes = full_tokens, processes
         self.engine = NativeEngine(student, settings.rows)

@@ -46,5 +46,5 @@ def _construct(what: str, tag: str, classes: Mapping[str, Any], spec: Mapping[st
             raise RecipeError(f"{what} '{name}' needs {field.name}")
     try:
         return classes[name](**given, **options)
-    except TypeError as error:  # a value whose type cannot be compared, such as ratio: "a tenth"
-        raise RecipeError(f"{what} '{name}' cannot be made of {options}: {error}") from error
+    except TypeError as error:  # a value that cannot be compared with a number
+        raise RecipeError(f"{what} '{name}' cannot be made of {options}: a value has the wrong type") from error

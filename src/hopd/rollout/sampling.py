@@ -55,7 +55,8 @@ def inverse_cdf(weights: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> 
     total = cumulated[:, -1]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not lift the target to the total
     target = torch.minimum(uniform.to(total.dtype) * total, below)
-    return torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
+    found = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
+    return found.clamp(max=weights.shape[-1] - 1)  # NaN weights lead past the end; the loss then names the rollout
 
 
 def _picked(values: Tensor, index: Int[Tensor, " R"]) -> Tensor:

@@ -9,10 +9,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,10 +35,22 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        return json.loads((self.path / "state.json").read_text())
+        """Raises `CheckpointError` if it is not what `save` wrote; so does `optimizer`."""
+        with self._explained():
+            return json.loads((self.path / "state.json").read_text())
 
     def optimizer(self) -> dict[str, Tensor]:
-        return load_file(self.path / "optimizer.safetensors")
+        with self._explained():
+            return load_file(self.path / "optimizer.safetensors")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.path} is not what hopd wrote ({error}); remove it to go on from an earlier one"
+            ) from error
 
 
 def save(

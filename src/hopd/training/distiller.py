@@ -7,13 +7,14 @@ comes after it.
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from hopd.errors import Interrupted
+from hopd.errors import Interrupted, RecipeError
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
@@ -61,12 +62,14 @@ class Distiller:
         teacher: Teacher | None = None,
         progress: Progress | None = None,
     ):
+        check_trackers(recipe)
         self.recipe, rollout = recipe, recipe.rollout
         self.directory = RunDirectory(recipe.directory)
         resumed = self.directory.latest_checkpoint(recipe, resume)
         self.processes = Accelerator(
             cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told so
-            log_with=list(recipe.trackers) or None, project_config=ProjectConfiguration(str(recipe.directory))
+            log_with=list(recipe.trackers) or None,
+            project_config=ProjectConfiguration(str(recipe.directory)),
         )
         self.progress = progress or Progress(quiet=not self.processes.is_main_process)
 
@@ -282,3 +285,10 @@ class Distiller:
             },
         )
         checkpoints.prune(directory, settings.keep_last, settings.keep_best)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raises `RecipeError` for a tracker whose package is not installed: accelerate would go on without it."""
+    for tracker in recipe.trackers:
+        if find_spec(tracker) is None:
+            raise RecipeError(f"trackers: {tracker} is not installed: pip install 'hopd[{tracker}]'")

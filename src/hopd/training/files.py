@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from hopd.errors import RecipeError
+from hopd.errors import CheckpointError, RecipeError
 from hopd.recipe import Recipe
 from hopd.training.checkpoint import Checkpoint, find
 
@@ -25,8 +27,9 @@ CHANGEABLE_SECTIONS = ("evaluation", "checkpoint", "trackers")
 def write_atomically(path: Path, text: str) -> None:
     """A reader, or a resume, finds the old content or the new, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with _reported(path):
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 class RunDirectory:
@@ -37,8 +40,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     def create(self, recipe: Recipe) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+        with _reported(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "recipe.yaml", recipe.yaml())
         write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=1))
 
@@ -52,6 +55,8 @@ class RunDirectory:
         return next(reversed(find(self.checkpoints)), None)
 
     def _check_empty(self) -> None:
+        if blocked := next((p for p in self.path.parents if p.exists() and not p.is_dir()), None):
+            raise RecipeError(f"{self.path} cannot be made, since {blocked} is a file; write another output")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RecipeError(
                 f"{self.path} holds another run: go on with it with --resume, give this one another name "
@@ -74,7 +79,8 @@ class RunDirectory:
             )
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / f"{name}.jsonl"
+        with _reported(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -91,6 +97,16 @@ class RunDirectory:
                 last = step if evaluated or name in ("metrics", "horizon") else step - 1
                 kept = [json.dumps(line, ensure_ascii=False) for line in self.read(name) if line["step"] <= last]
                 write_atomically(self.path / f"{name}.jsonl", "".join(line + "\n" for line in kept))
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); make room and go on with --resume"
+        ) from error
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

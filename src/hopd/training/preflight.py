@@ -6,19 +6,19 @@
 import math
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import torch
 
-from hopd.errors import ModelError, RecipeError
+from hopd.errors import ModelError, RecipeError, nearest
 from hopd.recipe import Recipe
 from hopd.rollout import Rollout, fold
 from hopd.teacher import LocalTeacher
-from hopd.training.distiller import Distiller
+from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.ledger import Account
 from hopd.training.memory import estimate_memory
 from hopd.training.statistics import StepStatistics
 
+MISMATCH = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
 STEPS_SHOWN = 500  # where the number of prompts is not known
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -32,6 +32,7 @@ def preflight(run: Distiller) -> Iterator[str]:
         else ""
     )
     yield from run.notes
+    _check_teachers(run)
     _check_objective(run)
     yield _check_context(run)
     rollouts = run.engine.sample(
@@ -48,9 +49,7 @@ def preflight(run: Distiller) -> Iterator[str]:
 
 def check_recipe(recipe: Recipe, total_steps: int | None = None) -> Iterator[str]:
     """What can be said without models: trackers, and what each stage of the horizon will generate."""
-    for tracker in recipe.trackers:
-        if find_spec(tracker) is None:
-            raise RecipeError(f"trackers: {tracker} is not installed: pip install 'hopd[{tracker}]'")
+    check_trackers(recipe)
     rollout, steps = recipe.rollout, total_steps or recipe.training.steps
     per_step = rollout.prompts * rollout.samples
     if steps is None:
@@ -80,6 +79,16 @@ def stages(recipe: Recipe, steps: int, at_most: int = 4) -> list[tuple[int, int,
         (start, end, min(horizons[start : end + 1]), max(horizons[start : end + 1]))
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def _check_teachers(run: Distiller) -> None:
+    """Every prompt's teacher is one of the recipe's."""
+    for prompt in run.prompts.prompts:
+        if run.recipe.teachers and prompt.teacher not in run.recipe.teachers:
+            raise RecipeError(
+                f"prompt {prompt.id} names the teacher {prompt.teacher!r}; the recipe has "
+                f"{', '.join(run.recipe.teachers)}{nearest(str(prompt.teacher), run.recipe.teachers)}"
+            )
 
 
 def _check_objective(run: Distiller) -> None:
@@ -140,7 +149,12 @@ def _check_real_step(run: Distiller, rollouts: list[Rollout]) -> str:
     optimizer.adamw.state.clear()
     run.ledger.pending = Account()
     loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
-    if loss == 0 or norm == 0 or moved == 0 or not math.isfinite(norm):
+    if not mismatch < MISMATCH[run.recipe.training.precision]:
+        raise ModelError(
+            f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, where rounding explains "
+            f"{MISMATCH[run.recipe.training.precision]:g}: what is sampled is not what is trained"
+        )
+    if loss == 0 or norm == 0 or moved == 0 or not math.isfinite(moved):
         raise ModelError(
             f"a real step on {len(rollouts)} rollouts has loss {loss:.3g}, gradient norm {norm:.3g} and update "
             f"{moved:.3g}: none may be zero. Are student and teacher the same model?"

@@ -27,7 +27,9 @@ class Progress:
         self._name, self._first, self._total = name, first, total
         self._started, self._printed, self._tokens = time.perf_counter(), float("-inf"), None
         self._away = 0.0
-        if first:
+        if first >= total:
+            self.note(f"{name}: nothing left to do, {first} of {total} steps are done")
+        elif first:
             self.note(f"{name}: resumed after step {first} of {total}")
         if not self.console.is_terminal:
             yield

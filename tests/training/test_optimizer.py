@@ -1,0 +1,119 @@
+import copy
+
+import pytest
+import torch
+
+from hopd.model import load
+from hopd.recipe import TrainingSection
+from hopd.training.optimizer import MasterOptimizer
+
+STUDENT = "package:hopd/quickstart/student"
+IDS = torch.arange(40).view(2, 20) % 40
+
+
+def settings(**changes):
+    return TrainingSection(steps=10, learning_rate=1e-3, **changes)
+
+
+def gradients(model, scale=1.0):
+    (scale * model.hidden(IDS).float().pow(2).mean()).backward()
+
+
+def identity(tensor):
+    return tensor
+
+
+def test_in_fp32_it_is_plain_adamw():
+    ours, plain = load(STUDENT), load(STUDENT)
+    optimizer = MasterOptimizer(ours.model, settings(weight_decay=0.1, clip_norm=1e9), 10)
+    matrices = [p for p in plain.model.parameters() if p.dim() > 1]
+    vectors = [p for p in plain.model.parameters() if p.dim() < 2]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3
+    )
+    for step in range(3):
+        gradients(ours)
+        gradients(plain)
+        optimizer.step(step, identity)
+        adamw.step()
+        adamw.zero_grad()
+    for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bf16_keeps_updates_that_bf16_alone_would_lose():
+    model = load(STUDENT)
+    weight = model.model.model.layers[0].self_attn.q_proj.weight
+    optimizer = MasterOptimizer(model.model, settings(precision="bf16").model_copy(update={"learning_rate": 1e-7}), 10)
+    before, copy_before = optimizer.masters["model.layers.0.self_attn.q_proj.weight"].clone(), weight.clone()
+    assert weight.dtype == torch.bfloat16
+    assert optimizer.masters["model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32
+    for step in range(5):
+        gradients(model)
+        optimizer.collect()
+        optimizer.step(step, identity)
+    moved = (optimizer.masters["model.layers.0.self_attn.q_proj.weight"] - before).abs()
+    assert 4e-7 < float(moved.max()) < 6e-7
+    assert float((weight - copy_before).abs().max()) <= float(copy_before.abs().max()) * 2**-8
+    torch.testing.assert_close(weight, optimizer.masters["model.layers.0.self_attn.q_proj.weight"].bfloat16())
+
+
+def test_bf16_micro_batches_add_up_in_fp32():
+    model = load(STUDENT)
+    optimizer = MasterOptimizer(model.model, settings(precision="bf16"), 10)
+    name = "model.layers.1.mlp.up_proj.weight"
+    gradients(model, 1024.0)
+    large = model.model.get_parameter(name).grad.float()
+    optimizer.collect()
+    for _ in range(64):
+        gradients(model, 1.0)
+        optimizer.collect()
+    expected = large * (1 + 64 / 1024)
+    torch.testing.assert_close(optimizer.masters[name].grad, expected, rtol=0.02, atol=1e-3 * float(large.abs().max()))
+
+
+def test_nothing_moves_where_the_gradient_is_not_finite():
+    model = load(STUDENT)
+    optimizer = MasterOptimizer(model.model, settings(), 10)
+    before = copy.deepcopy(model.model.state_dict())
+    gradients(model, float("inf"))
+    assert not torch.isfinite(torch.tensor(optimizer.step(0, identity)))
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_norm_is_clipped():
+    a, b = load(STUDENT), load(STUDENT)
+    small, large = MasterOptimizer(a.model, settings(clip_norm=1e-3), 10), MasterOptimizer(b.model, settings(), 10)
+    gradients(a)
+    gradients(b)
+    assert small.step(0, identity) == pytest.approx(large.step(0, identity))
+    first = next(iter(small.masters))
+    assert float(small.state()[f"exp_avg.{first}"].norm()) < float(large.state()[f"exp_avg.{first}"].norm())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("cosine", [0.25, 0.5, 0.75, 1, 0.9045, 0.6545, 0.3455, 0.0955]),
+    ],
+)
+def test_learning_rates(schedule, expected):
+    optimizer = MasterOptimizer(load(STUDENT).model, settings(schedule=schedule, warmup_steps=3), 8)
+    assert [optimizer.learning_rate(step) / 1e-3 for step in range(8)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient_and_decodes_as_before():
+    from hopd.rollout import NativeEngine, Prompt, Sampling
+
+    plain, recomputing = load(STUDENT), load(STUDENT)
+    recomputing.checkpoint_activations()
+    gradients(plain)
+    gradients(recomputing)
+    for a, b in zip(plain.model.parameters(), recomputing.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    prompts = [Prompt(0, IDS[0, 5:12])]
+    a, b = (NativeEngine(m).sample(prompts, 20, Sampling(), 0)[0] for m in (plain, recomputing))
+    assert a.ids.tolist() == b.ids.tolist()
