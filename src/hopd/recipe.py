@@ -176,6 +176,8 @@ class Recipe(_Section):
             raise RecipeError("a recipe has either one teacher, or teachers by name")
         if self.teachers and not (isinstance(self.task, FileSource) and self.task.teacher):
             raise RecipeError("with several teachers, task.teacher must name the column that says which one")
+        if self.teacher and isinstance(self.task, FileSource) and self.task.teacher:
+            raise RecipeError("task.teacher names a column of teachers, and there is only one: write teachers: {…}")
         self.controller()
         self.loss_window()
         mini_batch = self.training.mini_batch

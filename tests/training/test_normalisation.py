@@ -49,7 +49,7 @@ def learner(models, tmp_path, objective=None, window=None, tokens_per_batch=8192
     return Learner(
         student=student,
         teacher=LocalTeacher(teacher),
-        teacher_cost=PassCost.of(teacher),
+        teacher_costs={None: PassCost.of(teacher)},
         objective=objective or Objective(),
         window=window or Whole(),
         optimizer=MasterOptimizer(student.model, TrainingSection(steps=1, learning_rate=1e-4), 1),

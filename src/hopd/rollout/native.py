@@ -101,8 +101,8 @@ class NativeEngine:
 
         for t in range(limit):
             if t % DRAWN_AHEAD == 0:
-                ahead = torch.arange(t, t + DRAWN_AHEAD, device=device)
-                draws = uniform(seed, rows.prompt, rows.sample, ahead)
+                ahead = torch.arange(t, t + DRAWN_AHEAD)
+                draws = uniform(seed, rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
             tokens, log_probs = sampling.draw(head.logits(hidden), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running

@@ -90,7 +90,7 @@ class Distiller:
         self.learner = Learner(
             student=self.student,
             teacher=teacher or self._teacher(),
-            teacher_cost=PassCost.of(next(iter(self.teachers.values()))),
+            teacher_costs={name: PassCost.of(model) for name, model in self.teachers.items()},
             objective=recipe.objective,
             window=recipe.loss_window(),
             optimizer=self.optimizer,

@@ -1,7 +1,7 @@
 """One optimiser step from a set of rollouts. It knows nothing of horizons, prompts or files."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class Learner:
 
     student: LanguageModel
     teacher: Teacher
-    teacher_cost: PassCost
+    teacher_costs: Mapping[str | None, PassCost]
     objective: Objective
     window: Window
     optimizer: MasterOptimizer
@@ -87,7 +87,7 @@ class Learner:
         backbone = cost.forward(batch.lengths, 0)
         heads = cost.head * positions * (3 + (1 if self.objective.gamma else 0))
         self.ledger.add("update", passes * backbone + heads)
-        self.ledger.add("teacher", self.teacher_cost.forward(batch.lengths, positions))
+        self.ledger.add("teacher", self.teacher_costs[batch.teacher].forward(batch.lengths, positions))
         self.ledger.add(scored_tokens=positions, trained_tokens=int((batch.at.weight > 0).sum()))
 
 

@@ -65,6 +65,9 @@ class Account:
 TOKENS = tuple(field.name for field in fields(Account) if field.name.endswith("_tokens"))
 
 
+PHASES = ("rollout", "teacher", "update")
+
+
 class Ledger:
     """Adds to the account of the run; `path` is where it is kept."""
 
@@ -96,12 +99,12 @@ class Ledger:
         """The work since the last commit, of all processes, now belongs to the run; gives what it was. `reduce` sums a
         tensor over the processes. Seconds are this process's own."""
         work, self.pending = self.pending, Account()
-        phases = sorted(work.flops)
-        counts = [getattr(work, name) for name in TOKENS] + [work.flops[phase] for phase in phases]
+        # In one fixed order: a process that had nothing to do takes part too.
+        counts = [getattr(work, name) for name in TOKENS] + [work.flops.get(phase, 0.0) for phase in PHASES]
         summed = reduce(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()
         for name, count in zip(TOKENS, summed, strict=False):
             setattr(work, name, int(count))
-        work.flops = dict(zip(phases, summed[len(TOKENS) :], strict=True))
+        work.flops = {phase: flops for phase, flops in zip(PHASES, summed[len(TOKENS) :], strict=True) if flops}
         self.run = self.run + work
         self.save()
         return work

@@ -11,6 +11,7 @@ from hopd.horizon import Evidence
 from hopd.objective.objective import LossTokens, Statistics
 from hopd.rollout.rollout import FinishReason, Rollout
 
+SUMS = ("rollouts", "generated", *FinishReason, "tokens", "loss", "reverse_kl", "mismatch")
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 
 
@@ -18,7 +19,7 @@ BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 class StepStatistics:
     """Sums in float64. `positions` holds, by position bin, the sum of −r_t and the number of tokens."""
 
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
@@ -43,11 +44,10 @@ class StepStatistics:
 
     def reduced(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> "StepStatistics":
         """Added up over processes, each of which saw a part of the step."""
-        names = sorted(self.sums)
-        packed = torch.cat([torch.tensor([self.sums[n] for n in names], dtype=torch.float64), self.positions.flatten()])
-        total = reduce(packed.to(device)).cpu()
+        sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
+        total = reduce(torch.cat([sums, self.positions.flatten()]).to(device)).cpu()
         return StepStatistics(
-            dict(zip(names, total[: len(names)].tolist(), strict=True)), total[len(names) :].view(2, BINS)
+            dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True)), total[len(SUMS) :].view(2, BINS)
         )
 
     def mean(self, name: str, per: str = "tokens") -> float:
@@ -81,4 +81,4 @@ class StepStatistics:
 
     def _add(self, **values: float) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] += value
