@@ -49,6 +49,7 @@ def learner(models, tmp_path, objective=None, window=None, tokens_per_batch=8192
     return Learner(
         student=student,
         teacher=LocalTeacher(teacher),
+        student_cost=PassCost.of(student),
         teacher_costs={None: PassCost.of(teacher)},
         objective=objective or Objective(),
         window=window or Whole(),

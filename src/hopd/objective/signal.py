@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -45,6 +46,7 @@ class HiddenSignal:
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
         return self._logits(rows).log_softmax(-1)
 
+    @torch.no_grad()
     def _logits(self, rows: slice) -> Float[Tensor, "n V"]:
         return tempered(self.head.logits(self.hidden[rows]), self.temperature)
 

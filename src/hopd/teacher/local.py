@@ -14,7 +14,6 @@ class LocalTeacher:
 
     def __init__(self, model: LanguageModel, temperature: float = 1.0):
         self.model, self.temperature = model, temperature
-        model.model.requires_grad_(False)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> HiddenSignal:

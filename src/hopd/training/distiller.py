@@ -90,6 +90,7 @@ class Distiller:
         self.learner = Learner(
             student=self.student,
             teacher=teacher or self._teacher(),
+            student_cost=self.cost,
             teacher_costs={name: PassCost.of(model) for name, model in self.teachers.items()},
             objective=recipe.objective,
             window=recipe.loss_window(),

@@ -28,6 +28,7 @@ class Learner:
 
     student: LanguageModel
     teacher: Teacher
+    student_cost: PassCost
     teacher_costs: Mapping[str | None, PassCost]
     objective: Objective
     window: Window
@@ -82,7 +83,7 @@ class Learner:
 
     def _account(self, batch: Batch) -> None:
         positions = batch.at.tokens.numel()
-        cost = PassCost.of(self.student)
+        cost = self.student_cost
         passes = 3 + (1 if self.student.recomputes else 0)
         backbone = cost.forward(batch.lengths, 0)
         heads = cost.head * positions * (3 + (1 if self.objective.gamma else 0))

@@ -120,8 +120,7 @@ def _check_context(run: Distiller) -> str:
 
 def _check_same_model_is_zero(run: Distiller, rollouts: list[Rollout]) -> str:
     """Student == teacher must give no loss and no gradient."""
-    itself = LocalTeacher.__new__(LocalTeacher)
-    itself.model, itself.temperature = run.student, run.recipe.rollout.temperature
+    itself = LocalTeacher(run.student, run.recipe.rollout.temperature)
     worst = 0.0
     for batch in run.learner.batches(rollouts, seed=0):
         with torch.no_grad():
