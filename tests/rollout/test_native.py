@@ -43,7 +43,8 @@ def same(a, b):
 
 def test_log_probs_are_those_of_a_plain_forward(student, prompts):
     for temperature in (1.0, 0.7):
-        for rollout in NativeEngine(student).sample(prompts, 50, Sampling(temperature), seed=1, samples=2):
+        # 140 tokens: the cache grows twice on the way.
+        for rollout in NativeEngine(student).sample(prompts, 140, Sampling(temperature), seed=1, samples=2):
             torch.testing.assert_close(
                 rollout.log_probs, plain_log_probs(student, rollout, temperature), rtol=1e-4, atol=1e-4
             )

@@ -85,6 +85,8 @@ def test_micro_batches_and_order_do_not_show(models, tmp_path, rollouts, objecti
         torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
         assert other.mean("loss") == pytest.approx(statistics.mean("loss"), rel=1e-4)
     assert float(whole.abs().max()) > 0
+    spans = [window.span(rollout.length, 0.0) for rollout in rollouts]
+    assert statistics.sums["tokens"] == sum(end - start for start, end in spans)
 
 
 def test_the_loss_is_a_mean_over_loss_tokens(models, tmp_path, rollouts):

@@ -1,0 +1,92 @@
+import os
+import signal
+
+import pytest
+
+from hopd.errors import Interrupted
+from hopd.recipe import Recipe
+from hopd.rollout import NativeEngine
+from hopd.training import checkpoint
+from hopd.training.distiller import Distiller
+from hopd.training.interruption import Interruption
+from hopd.training.progress import Progress
+
+
+def tell(signum=signal.SIGTERM):
+    os.kill(os.getpid(), signum)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_where_it_is_welcome_a_signal_raises_at_once(signum, code):
+    went_on = False
+    with Interruption() as interruption, pytest.raises(Interrupted) as stopped, interruption.welcome():
+        went_on = tell(signum) is None
+    assert stopped.value.exit_code == code
+    assert not went_on
+
+
+def test_elsewhere_it_waits_for_the_next_welcome():
+    with Interruption() as interruption:
+        with interruption.welcome():
+            pass
+        tell()
+        with pytest.raises(Interrupted), interruption.welcome():
+            pytest.fail("the signal was forgotten")
+
+
+def test_several_processes_stop_together_between_two_steps():
+    import torch
+
+    with Interruption(together=True) as interruption:
+        interruption.agree(lambda tensor: tensor, torch.device("cpu"))
+        tell()
+        with interruption.welcome():
+            pass
+        with pytest.raises(Interrupted):
+            interruption.agree(lambda tensor: tensor, torch.device("cpu"))
+    with Interruption(together=True) as untold, pytest.raises(Interrupted):
+        untold.agree(lambda tensor: tensor + 1, torch.device("cpu"))  # another process was told
+
+
+def test_the_handlers_of_before_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_step_that_is_given_up_is_saved_around_and_accounted_for(tmp_path):
+    class Told(NativeEngine):
+        """Samples, and is told to stop while it samples the third step."""
+
+        calls = 0
+
+        def sample(self, *args, **kwargs):
+            self.calls += 1
+            if self.calls == 3:
+                tell()
+            return super().sample(*args, **kwargs)
+
+    recipe = Recipe.parse(
+        {
+            "name": "run",
+            "output": str(tmp_path),
+            "student": {"model": "package:hopd/quickstart/student"},
+            "teacher": {"model": "package:hopd/quickstart/teacher"},
+            "task": {"source": "addition", "size": 32},
+            "rollout": {"prompts": 4, "full_tokens": 60},
+            "horizon": {"controller": "truncated", "tokens": 6},
+            "training": {"steps": 5, "learning_rate": 1e-4},
+        }
+    )
+    run = Distiller(recipe, progress=Progress(quiet=True))
+    run.engine = Told(run.student)
+    with pytest.raises(Interrupted):
+        run.train()
+    assert [c.step for c in checkpoint.find(run.directory.checkpoints)] == [2]
+    assert run.ledger.run.generated_tokens == 2 * 4 * 6
+    assert run.ledger.redone.seconds["rollout"] > 0
+    resumed = Distiller(recipe, resume=True, progress=Progress(quiet=True))
+    resumed.train()
+    assert resumed.ledger.run.generated_tokens == 5 * 4 * 6
+    assert resumed.ledger.redone.seconds["rollout"] > 0
