@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,9 +33,9 @@ class Variant:
 
 
 VARIANTS = {
-    "opd": Variant("OPD, full rollouts", {"controller": "full"}, steps=24, every=4),
-    "popd": Variant("POPD, 30 + 6 a step", {"controller": "progressive", "start": 30, "increment": 6}, 36, 4),
-    "topd": Variant("TOPD, ratio 0.1", {"controller": "truncated", "ratio": 0.1}, 60, 6),
+    "opd": Variant("OPD, full", {"controller": "full"}, steps=16, every=4),
+    "popd": Variant("POPD, 30 + 6k", {"controller": "progressive", "start": 30, "increment": 6}, 24, 4),
+    "topd": Variant("TOPD, 0.1", {"controller": "truncated", "ratio": 0.1}, 48, 8),
 }
 
 
@@ -60,15 +61,19 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
     for name, variant in VARIANTS.items():
         console.print(f"\n{variant.title}", style="bold")
         recipe = Recipe.load(RECIPE, [f"seed={seed}"])
+        evaluation = recipe.evaluation
+        assert evaluation is not None
         recipe = recipe.with_changes(
             name=name,
             output=str(out),
             horizon=dict(variant.horizon),
             training=recipe.training.model_dump() | {"steps": variant.steps},
-            evaluation=recipe.evaluation.model_dump() | {"every": variant.every} if recipe.evaluation else None,
+            # All three begin with the same student, so the first of them alone looks at it.
+            evaluation=evaluation.model_dump() | {"every": variant.every, "at_start": not curves},
         )
         result = Distiller(recipe, progress=Progress(console=console)).train()
-        curves[name] = result.directory.read("evaluations")
+        beginning = next((curve[:1] for curve in curves.values()), [])
+        curves[name] = beginning + result.directory.read("evaluations")
     target = curves["opd"][-1]["accuracy"]
     outcomes = {name: _outcome(curve, target) for name, curve in curves.items()}
     summary = {name: asdict(outcome) for name, outcome in outcomes.items()}
@@ -76,7 +81,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
     draw(curves, target, out / "figure.png")
     console.print()
     console.print(_table(outcomes, target))
-    console.print(f"figure: {out / 'figure.png'}   numbers: {out / 'summary.json'}   runs: {out}/opd, popd, topd")
+    console.print(f"figure: {out / 'figure.png'}\nnumbers: {out / 'summary.json'}\nruns: {out}/opd, popd, topd")
     return outcomes
 
 
@@ -95,20 +100,20 @@ def _outcome(curve: list[dict[str, Any]], target: float) -> Outcome:
 
 
 def _table(outcomes: Mapping[str, Outcome], target: float) -> Table:
-    table = Table(title=f"evaluated at the full length; target: what OPD ends with, {100 * target:.1f} %")
-    table.add_column("horizon")
-    for column in ("accuracy %", "95 % interval", "seconds", "to target", "tokens generated", "trained", "stop rate %"):
-        table.add_column(column, justify="right")
+    title = f"evaluated at the full length; target: what OPD ends with, {100 * target:.1f} %"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    table.add_column("horizon", no_wrap=True)
+    for column in ("accuracy", "95 %", "seconds", "to target", "tokens", "stops"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, o in outcomes.items():
         table.add_row(
             VARIANTS[name].title,
-            f"{100 * o.accuracy:.1f}",
-            f"{100 * o.interval[0]:.0f} to {100 * o.interval[1]:.0f}",
+            f"{100 * o.accuracy:.1f} %",
+            f"{100 * o.interval[0]:.0f}–{100 * o.interval[1]:.0f}",
             f"{o.seconds:.1f}",
             "not reached" if o.seconds_to_target is None else f"{o.seconds_to_target:.1f}",
-            f"{o.generated_tokens:,}",
-            f"{o.trained_tokens:,}",
-            f"{100 * o.stop_rate:.1f}",
+            f"{o.generated_tokens / 1000:.0f}k",
+            f"{100 * o.stop_rate:.0f} %",
         )
     return table
 
