@@ -126,10 +126,13 @@ def draw(curves: Mapping[str, list[dict[str, Any]]], target: float, path: Path) 
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
-    axes = (("training_seconds", "seconds of training"), ("generated_tokens", "tokens generated in training"))
-    for panel, (key, label) in zip(panels, axes, strict=True):
+    axes = (
+        ("training_seconds", 1, "seconds of training"),
+        ("generated_tokens", 1000, "thousand tokens generated in training"),
+    )
+    for panel, (key, unit, label) in zip(panels, axes, strict=True):
         for name, curve in curves.items():
-            x = [point[key] for point in curve]
+            x = [point[key] / unit for point in curve]
             y = [100 * point["accuracy"] for point in curve]
             low, high = ([100 * point["interval"][side] for point in curve] for side in (0, 1))
             (line,) = panel.plot(x, y, marker="o", markersize=3.5, label=VARIANTS[name].title)
