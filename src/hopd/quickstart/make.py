@@ -1,4 +1,4 @@
-"""Makes the quickstart's teacher and student again, from a seed: about a quarter of an hour on two cores.
+"""Makes the quickstart's teacher and student again, from a seed.
 
 The teacher is a 3-layer Llama of 0.65M parameters, trained on scratchpads of repeated addition. The student is a
 copy of it, fine-tuned for a minute on scratchpads that forget half of the carries: a model of the same family,
