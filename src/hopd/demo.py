@@ -35,7 +35,7 @@ class Variant:
 VARIANTS = {
     "opd": Variant("OPD, full", {"controller": "full"}, steps=16, every=4),
     "popd": Variant("POPD, 30 + 6k", {"controller": "progressive", "start": 30, "increment": 6}, 24, 4),
-    "topd": Variant("TOPD, 0.1", {"controller": "truncated", "ratio": 0.1}, 48, 8),
+    "topd": Variant("TOPD, 0.1", {"controller": "truncated", "ratio": 0.1}, steps=48, every=6),
 }
 
 
