@@ -1,13 +1,19 @@
+import json
+
 import pytest
 import torch
 
 from hopd.errors import ModelError, RecipeError
 from hopd.model import load
 from hopd.objective import Detail, LossTokens, Objective, SampledSignal
+from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.tasks import RepeatedAddition
 from hopd.teacher import LocalTeacher, RoutedTeacher
-from hopd.training.models import compare_vocabularies
+from hopd.training.distiller import Distiller
+from hopd.training.models import compare_vocabularies, load_models
+from hopd.training.preflight import preflight
+from hopd.training.progress import Progress
 
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
 
@@ -56,6 +62,29 @@ def test_each_prompt_is_scored_by_its_own_teacher(student, teacher):
         torch.testing.assert_close(routed.score(batch).log_probs(slice(0, 50)), alone)
 
 
+def test_preflight_asks_every_teacher_and_the_run_is_routed(tmp_path):
+    """Most prompts belong to a teacher that is the student itself, which alone would have nothing to teach."""
+    routes = ["same"] * 15 + ["other"]
+    rows = [{"q": f"{i:03d}+185*c:", "who": route} for i, route in enumerate(routes)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe.parse(
+        {
+            "name": "routed",
+            "output": str(tmp_path),
+            "student": {"model": STUDENT},
+            "teachers": {"same": {"model": STUDENT}, "other": {"model": TEACHER}},
+            "task": {"source": "file", "path": str(tmp_path / "p.jsonl"), "prompt": "q", "teacher": "who"},
+            "rollout": {"prompts": 16, "full_tokens": 40},
+            "horizon": {"controller": "full"},
+            "training": {"steps": 1, "learning_rate": 1e-4},
+        }
+    )
+    run = Distiller(recipe, progress=Progress(quiet=True))
+    assert any("real step" in line for line in preflight(run))
+    run.train()
+    assert run.directory.read("metrics")[0]["loss"] > 0
+
+
 def test_a_teacher_that_is_not_there_is_named(student):
     (batch,) = pack(rollouts(student, ["mth"]), [(0, 5)], 1000)
     with pytest.raises(RecipeError, match=r"'mth'.*did you mean 'math'"):
@@ -87,9 +116,6 @@ def test_vocabularies_are_compared_by_ids(student, teacher):
 
 
 def test_models_that_pad_their_vocabularies_differently_share_what_they_have(student, tmp_path):
-    from hopd.recipe import Recipe
-    from hopd.training.models import load_models
-
     wide = load(TEACHER)
     wide.model.resize_token_embeddings(64)
     wide.model.save_pretrained(tmp_path / "wide")

@@ -11,7 +11,7 @@ import torch
 
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.recipe import Recipe
-from hopd.rollout import Rollout, fold
+from hopd.rollout import Prompt, Rollout, fold
 from hopd.teacher import LocalTeacher
 from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.ledger import Account
@@ -36,7 +36,7 @@ def preflight(run: Distiller) -> Iterator[str]:
     _check_objective(run)
     yield _check_context(run)
     rollouts = run.engine.sample(
-        run.order.at(0)[:TINY_PROMPTS],
+        _tiny_prompts(run),
         min(TINY_TOKENS, run.recipe.rollout.full_tokens),
         run.recipe.rollout.sampling,
         fold(run.recipe.seed),
@@ -79,6 +79,13 @@ def stages(recipe: Recipe, steps: int, at_most: int = 4) -> list[tuple[int, int,
         (start, end, min(horizons[start : end + 1]), max(horizons[start : end + 1]))
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def _tiny_prompts(run: Distiller) -> list[Prompt]:
+    """A few of the first step, and one for each teacher, so that all of them score."""
+    one_each = {prompt.teacher: prompt for prompt in reversed(run.prompts.prompts)}
+    chosen = [*run.order.at(0)[:TINY_PROMPTS], *(one_each.values() if len(one_each) > 1 else ())]
+    return list({prompt.id: prompt for prompt in chosen}.values())
 
 
 def _check_teachers(run: Distiller) -> None:

@@ -26,7 +26,6 @@ class Progress:
         """For the time of one run, of steps `first` to `total`."""
         self._name, self._first, self._total = name, first, total
         self._started, self._printed, self._tokens = time.perf_counter(), float("-inf"), None
-        self._away = 0.0
         if first >= total:
             self.note(f"{name}: nothing left to do, {first} of {total} steps are done")
         elif first:
