@@ -15,6 +15,8 @@ from torch import Tensor
 from hopd.errors import TaskError
 from hopd.model import LanguageModel
 from hopd.rollout.cache import new_cache
+from hopd.rollout.decoding import Projection, decoding
+from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import Sampling
@@ -51,9 +53,10 @@ class NativeEngine:
                     f"model's context of {context}"
                 )
         rollouts: dict[tuple[int, int], Rollout] = {}
-        for wave in self._waves(prompts, samples):
-            rows = [(unit.index, sample) for unit in wave for sample in unit.samples]
-            rollouts |= zip(rows, self._decode(wave, max_tokens, sampling, seed), strict=True)
+        with decoding(self.model, min(self.rows, len(prompts) * samples)) as project:
+            for wave in self._waves(prompts, samples):
+                rows = [(unit.index, sample) for unit in wave for sample in unit.samples]
+                rollouts |= zip(rows, self._decode(wave, project, max_tokens, sampling, seed), strict=True)
         return [rollouts[key] for key in sorted(rollouts)]
 
     def _waves(self, prompts: Sequence[Prompt], samples: int) -> Iterator[list[_Unit]]:
@@ -71,25 +74,27 @@ class NativeEngine:
         if wave:
             yield wave
 
-    def _decode(self, wave: Sequence[_Unit], max_tokens: int, sampling: Sampling, seed: int) -> list[Rollout]:
+    def _decode(
+        self, wave: Sequence[_Unit], project: Projection, max_tokens: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
         model, device, context = self.model, self.model.device, self.model.context
         head, stop_ids = model.head, torch.tensor(sorted(model.stop_ids), device=device)
         ids, mask = flush_right([unit.prompt.ids for unit in wave], device)
         width = ids.shape[1]
-        ragged = not bool(mask.all())
         cache = new_cache(model.config)
-        hidden = model.hidden(ids, mask if ragged else None, (mask.cumsum(-1) - 1).clamp(min=0), cache)[:, -1]
+        seen = DecodingMask(model, mask)
+        hidden = model.hidden(ids, seen.of_prompts(), (mask.cumsum(-1) - 1).clamp(min=0), cache)[:, -1]
 
         unit_of_row = torch.tensor([i for i, unit in enumerate(wave) for _ in unit.samples], device=device)
         if len(unit_of_row) > len(wave):
             cache.reorder_cache(unit_of_row)  # type: ignore[arg-type]
+            seen.reorder(unit_of_row)
             hidden = hidden[unit_of_row]
         rows = _Rows(
             live=torch.arange(len(unit_of_row), device=device),
             prompt=torch.tensor([unit.prompt.id for unit in wave], device=device)[unit_of_row],
             sample=torch.tensor([sample for unit in wave for sample in unit.samples], device=device),
             prompt_length=mask.sum(-1)[unit_of_row],
-            padding=~mask[unit_of_row],
         )
         limit = min(max_tokens, context - int(rows.prompt_length.min())) if context else max_tokens
         room = None if context is None else context - rows.prompt_length
@@ -103,7 +108,7 @@ class NativeEngine:
             if t % DRAWN_AHEAD == 0:
                 ahead = torch.arange(t, t + DRAWN_AHEAD)
                 draws = uniform(seed, rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
-            tokens, log_probs = sampling.draw(head.logits(hidden), draws[:, t % DRAWN_AHEAD])
+            tokens, log_probs = sampling.draw(head.shape(project(hidden)), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running
             stop = (tokens[:, None] == stop_ids).any(-1) & running
@@ -119,6 +124,7 @@ class NativeEngine:
                     kept = running.nonzero()[:, 0]
                     record.close_segment(rows.live, length, stopped)
                     cache.reorder_cache(kept)  # type: ignore[arg-type]
+                    seen.reorder(kept)
                     rows, tokens, draws = rows.select(kept), tokens[kept], draws[kept]
                     running, length, stopped = running[kept], length[kept], stopped[kept]
                     room = None if room is None else room[kept]
@@ -127,8 +133,7 @@ class NativeEngine:
             positions = rows.prompt_length + t
             if context is not None:
                 positions = positions.clamp(max=context - 1)  # of rows that are full and wait to be retired
-            seen = rows.seen(width + t + 1) if ragged else None
-            hidden = model.hidden(tokens[:, None], seen, positions[:, None], cache)[:, -1]
+            hidden = model.hidden(tokens[:, None], seen.of_token(width + t), positions[:, None], cache)[:, -1]
 
         record.close_segment(rows.live, length, stopped)
         return record.rollouts(wave, max_tokens)
@@ -142,14 +147,9 @@ class _Rows:
     prompt: Int[Tensor, " R"]
     sample: Int[Tensor, " R"]
     prompt_length: Int[Tensor, " R"]
-    padding: Bool[Tensor, "R P"]
 
     def select(self, kept: Int[Tensor, " K"]) -> "_Rows":
         return _Rows(*(tensor[kept] for tensor in vars(self).values()))
-
-    def seen(self, length: int) -> Bool[Tensor, "R K"]:
-        """The attention mask: everything in the cache but the padding."""
-        return ~torch.nn.functional.pad(self.padding, (0, length - self.padding.shape[1]))
 
 
 class _Record:
