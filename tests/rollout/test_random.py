@@ -60,6 +60,26 @@ def test_inverse_cdf_at_the_very_end_of_a_large_vocabulary():
     assert token <= 49_989
 
 
+@settings(max_examples=40)
+@given(st.integers(513, 3000), st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_inverse_cdf_of_a_large_vocabulary_is_that_of_one_long_sum(size, seed, u):
+    weights = torch.rand(4, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 8
+    weights[weights < 0.5] = 0.0
+    weights[:, seed % size] = 1.0
+    tokens = inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
+    target = u * weights.sum(-1)
+    chosen, up_to = weights.gather(-1, tokens[:, None])[:, 0], weights.cumsum(-1).gather(-1, tokens[:, None])[:, 0]
+    assert bool((chosen > 0).all())
+    assert bool((up_to - chosen <= target + 1e-9).all() and (target <= up_to + 1e-9).all())
+
+
+def test_log_probs_of_a_large_vocabulary_are_those_of_log_softmax():
+    logits = 5 * torch.randn(8, 2000, generator=torch.Generator().manual_seed(0))
+    tokens, log_probs = Sampling(0.7).draw(logits, torch.linspace(0, 0.999, 8))
+    expected = (logits / 0.7).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(log_probs, expected)
+
+
 def frequencies(sampling, logits, draws=40_000):
     u = uniform(0, torch.arange(draws), torch.zeros(draws, dtype=torch.long), torch.zeros(1, dtype=torch.long))[:, 0]
     tokens, log_probs = sampling.draw(logits.expand(draws, -1), u)

@@ -67,7 +67,7 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
     with ExitStack() as stack:
         if model.device.type == "cpu":
             if groups_attention(model):
-                usual = model.model.config._attn_implementation
+                usual = _attention(model)
                 model.model.set_attn_implementation(GROUPED)
                 stack.callback(model.model.set_attn_implementation, usual)
             if packs(model.model.dtype):
@@ -83,10 +83,24 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
 def groups_attention(model: LanguageModel) -> bool:
     """Whether its attention goes through transformers' registry in the ordinary way; where it does not, it stays."""
     return (
-        model.model.config._attn_implementation in ("sdpa", GROUPED)
+        _attention(model) in ("sdpa", GROUPED)
         and model.model._can_set_attn_implementation()
         and attends_everywhere(model.config)
     )
+
+
+def decoding_note(model: LanguageModel) -> str:
+    """A sentence for people: what one token a row is computed with."""
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    if model.device.type != "cpu":
+        return f"decoding: {dtype} on {model.device}, the model's own attention ({_attention(model)})"
+    grouped = groups_attention(model)
+    attention = "grouped attention" if grouped else f"the model's own attention ({_attention(model)}), which is slower"
+    return f"decoding: {dtype}, {attention}, weights {'packed' if packs(model.model.dtype) else 'as they are'}"
+
+
+def _attention(model: LanguageModel) -> str:
+    return str(model.model.config._attn_implementation)
 
 
 def packed(weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, rows: int) -> Projection:

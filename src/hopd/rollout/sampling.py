@@ -8,6 +8,8 @@ from torch import Tensor
 
 from hopd.errors import RecipeError
 
+BLOCK = 256  # tokens of the vocabulary that are summed before they are looked at
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,12 +34,16 @@ class Sampling:
         if self.temperature == 0:
             tokens = logits.argmax(-1)
             return tokens, _picked(logits.log_softmax(-1), tokens)
-        log_probs = (logits / self.temperature).log_softmax(-1)
-        if self.top_k == 0 and self.top_p == 1:
-            tokens = inverse_cdf(log_probs.exp(), uniform)
-        else:
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        if self.top_k or self.top_p < 1:
+            log_probs = scaled.log_softmax(-1)
             tokens = self._draw_among_likeliest(log_probs, uniform)
-        return tokens, _picked(log_probs, tokens)
+            return tokens, _picked(log_probs, tokens)
+        # One exponential a logit, and no sort: the weights that the draw needs give the normaliser too.
+        highest = scaled.amax(-1, keepdim=True)
+        weights = (scaled - highest).exp_()
+        tokens = inverse_cdf(weights, uniform)
+        return tokens, _picked(scaled, tokens) - highest[:, 0] - weights.sum(-1).log()
 
     def _draw_among_likeliest(self, log_probs: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
         """Top-k first, then the fewest of the rest whose mass, renormalised, reaches top-p; never none."""
@@ -50,13 +56,31 @@ class Sampling:
 
 
 def inverse_cdf(weights: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """The token whose stretch of the cumulated weights holds `uniform` · total. Never one of weight 0."""
-    cumulated = weights.cumsum(-1)
+    """The token whose stretch of the cumulated weights holds `uniform` · total. Never one of weight 0.
+
+    Of a large vocabulary first the block of tokens, then the token in it: sums of short rows are fast, and exact to
+    more digits than one long cumulated sum.
+    """
+    rows, size = weights.shape
+    if size <= 2 * BLOCK:
+        return _first_above(weights.cumsum(-1), uniform)
+    blocks = torch.nn.functional.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    up_to = blocks.sum(-1).cumsum(-1)
+    block = _first_above(up_to, uniform)
+    inside = blocks[torch.arange(rows, device=weights.device), block].cumsum(-1)
+    mass = inside[:, -1]
+    before = _picked(up_to, block) - mass
+    share = (uniform.to(weights.dtype) * up_to[:, -1] - before) / mass
+    return (block * BLOCK + _first_above(inside, share.clamp(min=0))).clamp(max=size - 1)
+
+
+def _first_above(cumulated: Float[Tensor, "R V"], share: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+    """The first index whose cumulated weight exceeds `share` of the total."""
     total = cumulated[:, -1]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not lift the target to the total
-    target = torch.minimum(uniform.to(total.dtype) * total, below)
+    target = torch.minimum(share.to(total.dtype) * total, below)
     found = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
-    return found.clamp(max=weights.shape[-1] - 1)  # NaN weights lead past the end; the loss then names the rollout
+    return found.clamp(max=cumulated.shape[-1] - 1)  # NaN weights lead past the end; the loss then names the rollout
 
 
 def _picked(values: Tensor, index: Int[Tensor, " R"]) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.recipe import Recipe
-from hopd.rollout import Prompt, Rollout, fold
+from hopd.rollout import NativeEngine, Prompt, Rollout, fold
+from hopd.rollout.decoding import decoding_note
 from hopd.teacher import LocalTeacher
 from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.ledger import Account
@@ -35,6 +36,8 @@ def preflight(run: Distiller) -> Iterator[str]:
     _check_teachers(run)
     _check_objective(run)
     yield _check_context(run)
+    if isinstance(run.engine, NativeEngine):
+        yield decoding_note(run.student)
     rollouts = run.engine.sample(
         _tiny_prompts(run),
         min(TINY_TOKENS, run.recipe.rollout.full_tokens),
