@@ -69,6 +69,20 @@ def check(
     typer.echo("ok")
 
 
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    budget: Annotated[float, typer.Option(min=0, help="Seconds that the calibration may take, about.")] = 60.0,
+) -> None:
+    """What a run will cost on this machine: tokens, FLOPs, time and memory, beside full rollouts."""
+    from hopd.recipe import Recipe
+    from hopd.training.plan import make_plan
+
+    for line in make_plan(Recipe.load(recipe, overrides), budget).lines():
+        typer.echo(line)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A directory (a checkpoint, say), a hub name, or package:NAME/PATH.")],

@@ -70,10 +70,10 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
                 usual = _attention(model)
                 model.model.set_attn_implementation(GROUPED)
                 stack.callback(model.model.set_attn_implementation, usual)
-            if packs(model.model.dtype):
+            if decodes_packed(model):
                 for linear in model.backbone.modules():
                     if type(linear) is nn.Linear and "forward" not in vars(linear):
-                        linear.forward = packed(linear.weight, linear.bias, rows)  # type: ignore[method-assign]
+                        linear.forward = packed(linear.weight, linear.bias, rows)  # type: ignore[assignment]
                         stack.callback(delattr, linear, "forward")
                 yield packed(head.weight, head.bias, rows)
                 return
@@ -89,6 +89,11 @@ def groups_attention(model: LanguageModel) -> bool:
     )
 
 
+def decodes_packed(model: LanguageModel) -> bool:
+    """Whether a copy of its weights is packed for each rollout."""
+    return model.device.type == "cpu" and packs(model.model.dtype)
+
+
 def decoding_note(model: LanguageModel) -> str:
     """A sentence for people: what one token a row is computed with."""
     dtype = str(model.model.dtype).removeprefix("torch.")
@@ -96,7 +101,7 @@ def decoding_note(model: LanguageModel) -> str:
         return f"decoding: {dtype} on {model.device}, the model's own attention ({_attention(model)})"
     grouped = groups_attention(model)
     attention = "grouped attention" if grouped else f"the model's own attention ({_attention(model)}), which is slower"
-    return f"decoding: {dtype}, {attention}, weights {'packed' if packs(model.model.dtype) else 'as they are'}"
+    return f"decoding: {dtype}, {attention}, weights {'packed' if decodes_packed(model) else 'as they are'}"
 
 
 def _attention(model: LanguageModel) -> str:

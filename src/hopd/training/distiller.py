@@ -26,7 +26,7 @@ from hopd.training.cost import PassCost
 from hopd.training.files import RunDirectory
 from hopd.training.interruption import Interruption
 from hopd.training.learner import Learner
-from hopd.training.ledger import Account, Ledger
+from hopd.training.ledger import Account, Ledger, peak_memory
 from hopd.training.models import load_models
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
@@ -249,6 +249,7 @@ class Distiller:
             "trained_tokens": work.trained_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
+            "peak_memory": peak_memory(self.processes.device),
         }
         if self.processes.is_main_process:
             self.directory.append("metrics", metrics)

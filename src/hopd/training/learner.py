@@ -81,15 +81,20 @@ class Learner:
             hidden = batch.states(self.student.hidden(batch.ids))
             return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
 
-    def _account(self, batch: Batch) -> None:
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """Of one micro-batch, by phase."""
         positions = batch.at.tokens.numel()
-        cost = self.student_cost
         passes = 3 + (1 if self.student.recomputes else 0)
-        backbone = cost.forward(batch.lengths, 0)
-        heads = cost.head * positions * (3 + (1 if self.objective.gamma else 0))
-        self.ledger.add("update", passes * backbone + heads)
-        self.ledger.add("teacher", self.teacher_costs[batch.teacher].forward(batch.lengths, positions))
-        self.ledger.add(scored_tokens=positions, trained_tokens=int((batch.at.weight > 0).sum()))
+        heads = self.student_cost.head * positions * (3 + (1 if self.objective.gamma else 0))
+        return {
+            "update": passes * self.student_cost.forward(batch.lengths, 0) + heads,
+            "teacher": self.teacher_costs[batch.teacher].forward(batch.lengths, positions),
+        }
+
+    def _account(self, batch: Batch) -> None:
+        for phase, flops in self.flops(batch).items():
+            self.ledger.add(phase, flops)
+        self.ledger.add(scored_tokens=batch.at.tokens.numel(), trained_tokens=int((batch.at.weight > 0).sum()))
 
 
 def _first_bad(batch: Batch, terms: Statistics) -> str:

@@ -6,6 +6,7 @@ What a step adds is kept apart, in `pending`, until the step is complete.
 """
 
 import json
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,3 +135,13 @@ class Ledger:
             self.redone = Account(**kept["redone"]) + (Account(**kept["run"]) - checkpoint)
         self.run = checkpoint
         self.save()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on a GPU allocated there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS gives bytes

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from hopd.model import LanguageModel
 from hopd.objective.head import CHUNK_BYTES
+from hopd.rollout.cache import BLOCK
+from hopd.rollout.decoding import decodes_packed
 from hopd.training.distiller import Distiller
 
 GIB = 2**30
 # Saved for the backward pass, a token and layer: about 14 vectors of the model's width and 4 of the MLP's. A textbook
 # count for a decoder with gated MLP and fused attention; attention weights are not kept.
 WIDTHS_KEPT, MLP_WIDTHS_KEPT = 14, 4
-GROWTH = 1.5  # a cache that doubles has, at worst, half of its new place still empty
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,34 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(run: Distiller) -> MemoryEstimate:
+def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | None = None) -> MemoryEstimate:
+    """At a horizon of so many tokens (the largest of the run) and so many rollouts a step (the recipe's)."""
     recipe, student = run.recipe, run.student
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in run.optimizer.masters.values())
     # Master, gradient and two moments in fp32; in bf16 the compute copy and its gradient besides.
     static = trained * (16 + (4 if element == 2 else 0))
     static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
+    if horizon is None:
+        horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
+    if rollouts is None:
+        rollouts = recipe.rollout.prompts * recipe.rollout.samples
     longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
-    horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
-    rows = min(recipe.rollout.rows, recipe.rollout.prompts * recipe.rollout.samples)
-    rollout = rows * ((longest + horizon) * _cache_bytes(student, element) * GROWTH + 20 * student.head.vocabulary)
-    tokens = min(
-        max(recipe.training.tokens_per_batch, longest + horizon),
-        recipe.rollout.prompts * recipe.rollout.samples * (longest + horizon),
-    )
-    update = tokens * _activation_bytes(student, element) + 6 * CHUNK_BYTES + 4 * student.head.weight.numel()
+    rollout = rollout_bytes(run, min(recipe.rollout.rows, rollouts), horizon)
+    tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
+    chunk = min(CHUNK_BYTES, 4 * student.head.vocabulary * tokens)
+    update = tokens * _activation_bytes(student, element) + 6 * chunk + 4 * student.head.weight.numel()
     return MemoryEstimate(static, rollout, update)
+
+
+def rollout_bytes(run: Distiller, rows: int, tokens: int) -> float:
+    """While `rows` rollouts decode up to `tokens` tokens: the cache, the logits, and weights packed for decoding."""
+    student, element = run.student, run.student.model.dtype.itemsize
+    longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
+    # A layer's cache grows by copying, one layer at a time.
+    positions = (longest + tokens + BLOCK) * (1 + 1 / student.config.num_hidden_layers)
+    copies = element * student.model.num_parameters() if decodes_packed(student) else 0
+    return rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies
 
 
 def _cache_bytes(model: LanguageModel, element: int) -> float:

@@ -65,7 +65,7 @@ class Progress:
         return (
             f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  KL {m['reverse_kl']:.4f}  "
             f"loss {m['loss']:.4f}  {_thousands(speed)} tokens/s  stop rate {100 * m['stop_rate']:.0f} %  "
-            f"{_duration(left)} left"
+            f"{duration(left)} left"
         )
 
 
@@ -73,7 +73,8 @@ def _thousands(value: float) -> str:
     return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: 2 h 05 min, 3 min 20 s, 12 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

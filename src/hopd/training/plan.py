@@ -1,0 +1,284 @@
+"""What a run will cost: tokens, FLOPs, seconds and memory of each stage of its horizon, beside full rollouts.
+
+FLOPs are counted, and how long one takes is measured: real steps at horizons of the run, on one wave of rollouts, as
+far as the budget reaches. Between two measured horizons the seconds of a FLOP are interpolated, beyond the longest they
+stay as there; memory beyond it grows as its parts do.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from hopd.recipe import Recipe
+from hopd.rollout import FinishReason, Rollout
+from hopd.training.distiller import Distiller
+from hopd.training.ledger import PHASES, Account, peak_memory
+from hopd.training.memory import estimate_memory, rollout_bytes
+from hopd.training.preflight import stages
+from hopd.training.progress import duration
+from hopd.training.statistics import StepStatistics
+
+BUDGET_SECONDS = 60.0
+WARM_UP, SHORTEST = 4, 16  # tokens
+REPEATS, WORTH_REPEATING_SECONDS = 7, 3.0
+LOOKED_AT = 9  # horizons of a stage whose cost is worked out; their mean is the stage's
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step: tokens that the student generates, FLOPs and seconds by phase."""
+
+    tokens: float
+    flops: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `first` to `last` (from 0), at horizons `low` to `high`. Tokens, FLOPs and seconds are of the whole stage,
+    `memory` is the peak in bytes."""
+
+    first: int
+    last: int
+    low: int
+    high: int
+    tokens: float
+    flops: float
+    seconds: float
+    memory: float
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`full` is what the same number of steps would cost with full rollouts. `measured` are the horizons of the
+    calibration, which took `calibration_seconds`. Evaluations and checkpoints are in `memory`, and not in seconds."""
+
+    stages: list[Stage]
+    full: Stage
+    memory: float
+    measured: list[int]
+    calibration_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def tokens(self) -> float:
+        return sum(stage.tokens for stage in self.stages)
+
+    def lines(self) -> Iterator[str]:
+        """A table for people."""
+        yield f"{'steps':>14}  {'horizon':>14}  {'tokens':>12}  {'TFLOP':>10}  {'a step':>10}  {'time':>14}  {'memory':>8}"
+        for stage in self.stages:
+            yield _line(f"{stage.first + 1} to {stage.last + 1}", stage)
+        yield _line("full rollouts", self.full)
+        yield (
+            f"this run: {self.tokens:,.0f} tokens, {self.flops / 1e12:,.3g} TFLOP, {duration(self.seconds)}, that is "
+            f"{100 * self.seconds / self.full.seconds:.0f} % of the time of full rollouts; at most "
+            f"{self.memory / 2**30:.2f} GiB; without the time of evaluations and checkpoints"
+        )
+        longest = max(self.measured)
+        beyond = max(self.full.high, *(stage.high for stage in self.stages))
+        extrapolated = f"; what lies beyond {longest} is extrapolated" if beyond > longest else ""
+        yield (
+            f"measured here in {self.calibration_seconds:.0f} s, at horizons "
+            f"{', '.join(map(str, self.measured))}{extrapolated}"
+        )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A real step on one wave: seconds a FLOP by phase, seconds of the optimiser and of all, bytes at the peak so
+    far."""
+
+    horizon: int
+    rates: dict[str, float]
+    apply_seconds: float
+    seconds: float
+    memory: float
+
+
+def make_plan(recipe: Recipe, budget_seconds: float = BUDGET_SECONDS) -> Plan:
+    """Loads the models and takes a few steps with them; writes nothing. Raises what `Distiller` raises."""
+    with TemporaryDirectory() as nowhere:
+        run = Distiller(recipe.model_copy(update={"output": nowhere}))
+        started = time.perf_counter()
+        calibration = _Calibration(run)
+        calibration.measure(budget_seconds)
+        full = recipe.rollout.full_tokens
+        parts = [
+            calibration.stage(first, last, [run.controller.decide(step).tokens for step in _spread(first, last)])
+            for first, last, _, _ in stages(recipe, run.total_steps)
+        ]
+        return Plan(
+            parts,
+            calibration.stage(0, run.total_steps - 1, [full]),
+            max(*(part.memory for part in parts), calibration.memory_of_evaluation()),
+            [measured.horizon for measured in calibration.measured],
+            time.perf_counter() - started,
+        )
+
+
+def _line(name: str, stage: Stage) -> str:
+    horizon = f"{stage.low}" if stage.low == stage.high else f"{stage.low} to {stage.high}"
+    return (
+        f"{name:>14}  {horizon:>14}  {stage.tokens:>12,.0f}  {stage.flops / 1e12:>10,.3g}  "
+        f"{stage.seconds / stage.steps:>8.3g} s  {duration(stage.seconds):>14}  {stage.memory / 2**30:>4.2f} GiB"
+    )
+
+
+def _spread(first: int, last: int) -> list[int]:
+    """Some steps of a stage, its ends among them."""
+    return sorted({round(step) for step in np.linspace(first, last, LOOKED_AT)})
+
+
+class _Calibration:
+    def __init__(self, run: Distiller):
+        self.run, self.rollout = run, run.recipe.rollout
+        wave = max(1, min(self.rollout.prompts, self.rollout.rows // self.rollout.samples))
+        self.prompts = run.order.at(0)[:wave]
+        self.waves = self.rollout.prompts / wave  # in a step
+        self.measured: list[_Measured] = []
+        self.sampled: list[Rollout] = []
+        self.cost = cache(self._cost)
+
+    def measure(self, budget_seconds: float) -> None:
+        """Rising horizons of the run, each only if it will not take what is left of the budget, else half as long."""
+        started = time.perf_counter()
+        full = self.rollout.full_tokens
+        self._take_step(min(WARM_UP, full))
+        self._measure(min(SHORTEST, full))
+        for wanted in sorted({self.run.controller.decide(step).tokens for step in self._landmarks()} | {full}):
+            horizon = wanted
+            while horizon > self.measured[-1].horizon:
+                left = budget_seconds - (time.perf_counter() - started)
+                if sum(self.cost(horizon).seconds.values()) / self.waves <= left:
+                    self._measure(horizon)
+                    break
+                horizon //= 2
+
+    def stage(self, first: int, last: int, horizons: Sequence[int]) -> Stage:
+        costs = [self.cost(horizon) for horizon in horizons]
+        steps = last - first + 1
+
+        def whole(values: Iterator[float]) -> float:
+            return steps * float(np.mean(list(values)))
+
+        return Stage(
+            first,
+            last,
+            min(horizons),
+            max(horizons),
+            whole(cost.tokens for cost in costs),
+            whole(sum(cost.flops.values()) for cost in costs),
+            whole(sum(cost.seconds.values()) for cost in costs),
+            self._memory(max(horizons)),
+        )
+
+    def memory_of_evaluation(self) -> float:
+        """Bytes while the student is evaluated, always to the full length."""
+        evaluation = self.run.recipe.evaluation
+        if evaluation is None:
+            return 0.0
+        shortest = self.measured[0]
+        then = estimate_memory(self.run, shortest.horizon, self._rollouts)
+        return shortest.memory + max(
+            0.0, rollout_bytes(self.run, evaluation.rows, self.rollout.full_tokens) - max(then.rollout, then.update)
+        )
+
+    @property
+    def _rollouts(self) -> int:
+        return len(self.prompts) * self.rollout.samples
+
+    def _landmarks(self) -> set[int]:
+        """The middle and the end of every stage."""
+        return {
+            step
+            for first, last, _, _ in stages(self.run.recipe, self.run.total_steps)
+            for step in ((first + last) // 2, last)
+        }
+
+    def _measure(self, horizon: int) -> None:
+        """The median of some steps, where a step is short: its time is not the same twice."""
+        taken = [self._take_step(horizon)]
+        while len(taken) < REPEATS and len(taken) * taken[0].seconds < WORTH_REPEATING_SECONDS:
+            taken.append(self._take_step(horizon))
+        self.measured.append(sorted(taken, key=lambda step: step.seconds)[len(taken) // 2])
+        self.cost.cache_clear()
+
+    def _take_step(self, horizon: int) -> _Measured:
+        run = self.run
+        run.ledger.pending = Account()
+        with run.ledger.phase("rollout"):
+            self.sampled = run.engine.sample(
+                self.prompts, horizon, self.rollout.sampling, run.recipe.seed, self.rollout.samples
+            )
+        run.learner.accumulate(self.sampled, run.recipe.seed, StepStatistics())
+        seconds = dict(run.ledger.pending.seconds)
+        run.learner.apply(step=0)
+        applied = run.ledger.pending.seconds["update"] - seconds["update"]
+        flops = self._flops(self.sampled)
+        run.ledger.pending = Account()
+        return _Measured(
+            horizon,
+            {phase: seconds[phase] / flops[phase] for phase in PHASES},
+            applied,
+            sum(seconds.values()) + applied,
+            peak_memory(run.processes.device),
+        )
+
+    def _cost(self, horizon: int) -> Cost:
+        rollouts = [_cut(rollout, horizon) for rollout in self.sampled]
+        flops = {phase: self.waves * flops for phase, flops in self._flops(rollouts).items()}
+        at = [measured.horizon for measured in self.measured]
+
+        def between(values: Sequence[float]) -> float:
+            return float(np.interp(horizon, at, values))
+
+        seconds = {p: flops[p] * between([measured.rates[p] for measured in self.measured]) for p in PHASES}
+        updates = -(-self.rollout.prompts // (self.run.recipe.training.mini_batch or self.rollout.prompts))
+        seconds["update"] += updates * between([measured.apply_seconds for measured in self.measured])
+        return Cost(self.waves * sum(rollout.length for rollout in rollouts), flops, seconds)
+
+    def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        run = self.run
+        flops = {
+            "rollout": run.cost.generate(
+                [(len(r.prompt.ids), r.length) for r in rollouts], [len(prompt.ids) for prompt in self.prompts]
+            )
+        }
+        for batch in run.learner.batches(rollouts, run.recipe.seed):
+            for phase, more in run.learner.flops(batch).items():
+                flops[phase] = flops.get(phase, 0.0) + more
+        return flops
+
+    def _memory(self, horizon: int) -> float:
+        """What was measured at the longest horizon up to this one, and what the estimate says lies between."""
+        nearest = max((m for m in self.measured if m.horizon <= horizon), key=lambda m: m.horizon, default=None)
+        nearest = nearest or self.measured[0]
+        then = estimate_memory(self.run, nearest.horizon, self._rollouts).peak
+        now = estimate_memory(self.run, horizon, self.rollout.prompts * self.rollout.samples).peak
+        return nearest.memory + max(0.0, now - then)
+
+
+def _cut(rollout: Rollout, horizon: int) -> Rollout:
+    """What the rollout would have been at this horizon. Where the calibration cut it short, it is thought to go on."""
+    if rollout.finish != FinishReason.HORIZON or rollout.length >= horizon:
+        return replace(rollout, ids=rollout.ids[:horizon], log_probs=rollout.log_probs[:horizon])
+    missing = (0, horizon - rollout.length)
+    ids, log_probs = (torch.nn.functional.pad(t, missing) for t in (rollout.ids, rollout.log_probs))
+    return replace(rollout, ids=ids, log_probs=log_probs)
