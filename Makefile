@@ -1,10 +1,10 @@
-# make demo · make test · make lint: each sets up .venv by itself on a fresh machine.
+# make demo · make test · make lint · make bench: each sets up .venv by itself on a fresh machine.
 PYTHON ?= python3
 # The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint bench format clean
 
 demo: .venv/.installed
 	$(BIN)/hopd demo
@@ -16,6 +16,11 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Against vLLM too, if VLLM is the Python of an environment that has it.
+bench: .venv/.dev
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

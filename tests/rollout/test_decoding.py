@@ -5,39 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hopd.errors import TaskError
 from hopd.model import load
 from hopd.rollout import NativeEngine, Prompt, Sampling
-from hopd.rollout.decoding import decoding, decoding_note, grouped_attention, packed, packs
+from hopd.rollout.decoding import decoding, decoding_note, packed, packs
 
 QUICKSTART = "package:hopd/quickstart/student"
 
 
 def random(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Layer(nn.Module):
-    def __init__(self, shared):
-        super().__init__()
-        self.num_key_value_groups, self.is_causal = shared, True
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
-def test_grouped_attention_is_that_of_torch(rows, groups, shared, length, seed, added):
-    """Any number of rows, key heads and query heads to a key head, and a mask of either kind."""
-    query = random(rows, groups * shared, 1, 8, seed=seed)
-    key, value = random(rows, groups, length, 8, seed=seed + 1), random(rows, groups, length, 8, seed=seed + 2)
-    mask = random(rows, 1, 1, length, seed=seed + 3) > 0
-    mask[..., seed % length] = True
-    if added:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    expected, _ = sdpa_attention_forward(Layer(shared), query, key, value, mask)
-    found, _ = grouped_attention(Layer(shared), query, key, value, mask)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=30)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
+from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.errors import Interrupted, RecipeError
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
@@ -22,6 +23,7 @@ from hopd.rollout import Engine, NativeEngine, Rollout, fold
 from hopd.tasks import build_prompts
 from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
 from hopd.training import checkpoint as checkpoints
+from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
 from hopd.training.files import RunDirectory
 from hopd.training.interruption import Interruption
@@ -78,6 +80,7 @@ class Distiller:
         self.prompts = build_prompts(recipe.task, self.student.tokenizer, rollout.prompt_tokens, rollout.too_long)
         self.order = PromptOrder(self.prompts.prompts, rollout.prompts, recipe.seed)
         self.total_steps = self.order.steps(recipe)
+        self._use_attention(resumed.state.get("attention") if resumed else None)
         self.controller = controller or recipe.controller()
         self.evaluator = self._evaluator()
 
@@ -173,6 +176,26 @@ class Distiller:
         local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
         named = {name: teacher for name, teacher in local.items() if name is not None}
         return RoutedTeacher(named) if named else local[None]
+
+    def _use_attention(self, saved: str | None) -> None:
+        """The recipe's; or, where it says auto, the faster one, by a measurement that a resumed run does not repeat:
+        it must go on with the same arithmetic. All processes take the first one's choice."""
+        wanted = self.recipe.training.attention
+        if wanted == "auto":
+            longest = max(len(prompt.ids) for prompt in self.prompts.prompts) + self.recipe.rollout.full_tokens
+            tokens = min(self.recipe.training.tokens_per_batch, longest * self.recipe.rollout.prompts)
+            name, note = (saved, None) if saved else choose_attention(self.student, longest, tokens)
+            name = broadcast_object_list([name])[0]
+            self.notes += [note] if note else []
+        else:
+            name = {"sdpa": SDPA, "matmul": MATMUL}[wanted]
+        for model in (self.student, *self.teachers.values()):
+            if can_choose_attention(model):
+                model.model.set_attn_implementation(name)
+            elif wanted != "auto":
+                raise RecipeError(
+                    f"training.attention: {model.name} has an attention of its own ({attention_of(model)}); write auto"
+                )
 
     def _evaluator(self) -> Evaluator | None:
         settings, rollout = self.recipe.evaluation, self.recipe.rollout
@@ -282,6 +305,7 @@ class Distiller:
             {
                 "step": self.step,
                 "score": last["score"] if last and last["step"] == self.step else None,
+                "attention": attention_of(self.student),
                 "controller": self.controller.state_dict(),
                 "ledger": self.ledger.state_dict(),
             },

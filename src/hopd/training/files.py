@@ -20,7 +20,14 @@ from hopd.training.checkpoint import Checkpoint, find
 LINES = ("metrics", "horizon", "evaluations", "samples")
 
 # What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory.
-CHANGEABLE = ("training.steps", "training.epochs", "training.tokens_per_batch", "rollout.rows", "output")
+CHANGEABLE = (
+    "training.steps",
+    "training.epochs",
+    "training.tokens_per_batch",
+    "training.attention",
+    "rollout.rows",
+    "output",
+)
 CHANGEABLE_SECTIONS = ("evaluation", "checkpoint", "trackers")
 
 

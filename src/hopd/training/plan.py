@@ -82,7 +82,16 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """A table for people."""
-        yield f"{'steps':>14}  {'horizon':>14}  {'tokens':>12}  {'TFLOP':>10}  {'a step':>10}  {'time':>14}  {'memory':>8}"
+        columns = (
+            ("steps", 14),
+            ("horizon", 14),
+            ("tokens", 12),
+            ("TFLOP", 10),
+            ("a step", 10),
+            ("time", 14),
+            ("memory", 8),
+        )
+        yield "  ".join(f"{name:>{width}}" for name, width in columns)
         for stage in self.stages:
             yield _line(f"{stage.first + 1} to {stage.last + 1}", stage)
         yield _line("full rollouts", self.full)

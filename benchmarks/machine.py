@@ -1,0 +1,60 @@
+"""What the figures were measured on."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+import hopd
+
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Machine:
+    cpu: str
+    cores: int
+    flags: str
+    memory_gib: float
+    versions: str
+    fp32_gflops: float
+    bf16_gflops: float
+
+    @classmethod
+    def here(cls) -> "Machine":
+        described = Path("/proc/cpuinfo").read_text()
+        fields = dict(line.split(":", 1) for line in described.splitlines() if ":" in line)
+        named = {key.strip(): value.strip() for key, value in fields.items()}
+        have = named.get("flags", "").split()
+        return cls(
+            cpu=named.get("model name", platform.machine()),
+            cores=torch.get_num_threads(),
+            flags=" ".join(flag for flag in FLAGS if flag in have),
+            memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+            versions=f"hopd {hopd.__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
+            fp32_gflops=_gflops(torch.float32),
+            bf16_gflops=_gflops(torch.bfloat16),
+        )
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        return self.bf16_gflops > 0.5 * self.fp32_gflops
+
+    def sentence(self) -> str:
+        return (
+            f"{self.cpu}, {self.cores} threads, {self.flags}, {self.memory_gib:.0f} GiB; {self.versions}; square "
+            f"matrix products at {self.fp32_gflops:.0f} GFLOP/s in fp32, {self.bf16_gflops:.1f} in bf16"
+        )
+
+
+def _gflops(dtype: torch.dtype, size: int = 1024) -> float:
+    size = size if dtype == torch.float32 else size // 4  # without instructions for it, bf16 is very slow
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    torch.matmul(a, b)
+    started = time.perf_counter()
+    torch.matmul(a, b)
+    return 2.0 * size**3 / (time.perf_counter() - started) / 1e9

@@ -1,0 +1,149 @@
+"""Attention as plain matrix products: of one query a row, for decoding, and of whole sequences, for training.
+
+Torch's own fused attention parallelises over queries, of which decoding has one a row; and on CPUs that multiply bf16
+fast, its kernel does not use what they have. Both functions are known to transformers by name, so that every
+architecture which goes through its registry can use them; what they do not cover goes to torch's own.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from hopd.model import LanguageModel
+
+SDPA, MATMUL = "sdpa", "hopd_matmul"
+GROUPED = {SDPA: "hopd_grouped", MATMUL: "hopd_grouped_matmul"}
+"""While decoding, by what the model's other passes use."""
+QUERIES = 128  # a block's: small enough to leave out half of the square, large enough for fast products
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Float[Tensor, "R H Q W"],
+    key: Float[Tensor, "R G K W"],
+    value: Float[Tensor, "R G K V"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    others: Callable[..., Any] = sdpa_attention_forward,
+    **options: Any,
+) -> tuple[Float[Tensor, "R Q H V"], None]:
+    """For one query a row: the H / G queries that share a key head are the rows of one matrix product.
+
+    Keys and values of the whole cache, unused room included (`attention_mask` hides it), are contiguous: nothing is
+    copied. Softmax in float32. Several queries a row, and what else transformers may ask, go to `others`.
+    """
+    rows, heads, queries, width = query.shape
+    if queries > 1 or options.get("position_bias") is not None:
+        return others(module, query, key, value, attention_mask, scaling=scaling, **options)
+    groups, length = key.shape[1:3]
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    scores = scaled.view(rows * groups, heads // groups, width) @ key.view(rows * groups, length, width).mT
+    if attention_mask is not None:
+        by_group = scores.view(rows, groups, heads // groups, length)
+        if attention_mask.dtype == torch.bool:
+            by_group.masked_fill_(~attention_mask, float("-inf"))
+        else:
+            by_group += attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    mixed = weights @ value.view(rows * groups, length, -1)
+    return mixed.view(rows, 1, heads, -1), None
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """softmax(Q Kᵀ · scale, causal) V with Q (B, H, L, W), K (B, G, L, W), V (B, G, L, U); H / G queries share a key.
+
+    Keeps no weights for the backward pass: they are computed again, as in FlashAttention. Softmax in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.scale = scale
+        q, k, v = _grouped(query, key), key.flatten(0, 1), value.flatten(0, 1)
+        mixed = q.new_empty(*q.shape[:3], v.shape[-1])
+        for block, weights in _weights(q, k, scale):
+            mixed[:, :, block] = (weights @ v[:, : block.stop]).view(*mixed[:, :, block].shape)
+        return mixed.view(*query.shape[:3], v.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value = ctx.saved_tensors
+        q, k, v, g = _grouped(query, key), key.flatten(0, 1), value.flatten(0, 1), _grouped(grad, value)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for block, weights in _weights(q, k, ctx.scale):
+            past = slice(0, block.stop)
+            g_block = g[:, :, block].flatten(1, 2)
+            dv[:, past] += weights.mT @ g_block
+            d_weights = g_block @ v[:, past].mT
+            inner = (d_weights * weights).sum(-1, keepdim=True, dtype=torch.float32).to(weights.dtype)
+            d_scores = d_weights.sub_(inner).mul_(weights).mul_(ctx.scale)
+            dq[:, :, block] = (d_scores @ k[:, past]).view(*dq[:, :, block].shape)
+            dk[:, past] += d_scores.mT @ q[:, :, block].flatten(1, 2)
+        return dq.view(query.shape), dk.view(key.shape), dv.view(value.shape), None
+
+
+def _grouped(x: Float[Tensor, "B H L W"], key: Float[Tensor, "B G L V"]) -> Float[Tensor, "N S L W"]:
+    """Rows and key heads in one axis, the heads that share a key in the next."""
+    rows, heads, length, width = x.shape
+    return x.reshape(rows * key.shape[1], heads // key.shape[1], length, width)
+
+
+def _weights(
+    q: Float[Tensor, "N S L W"], k: Float[Tensor, "N L W"], scale: float
+) -> Iterator[tuple[slice, Float[Tensor, "N M K"]]]:
+    """Blocks of queries, and their weights over all keys up to the block's last."""
+    length = q.shape[2]
+    for start in range(0, length, QUERIES):
+        block = slice(start, min(start + QUERIES, length))
+        scores = (q[:, :, block].flatten(1, 2) * scale) @ k[:, : block.stop].mT
+        size = block.stop - block.start
+        square = scores.view(len(q), -1, size, block.stop)[..., block.start :]
+        square.masked_fill_(_future(size, q.device), float("-inf"))
+        yield block, scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+
+
+def _future(size: int, device: torch.device) -> Bool[Tensor, "Q Q"]:
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+
+
+def matmul_attention(
+    module: nn.Module,
+    query: Float[Tensor, "B H L W"],
+    key: Float[Tensor, "B G K W"],
+    value: Float[Tensor, "B G K U"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "B L H U"], None]:
+    """For whole sequences without padding; what has a mask, a cache or dropout goes to torch's own."""
+    plain = attention_mask is None and query.shape[2] == key.shape[2] and not options.get("dropout")
+    if not plain or options.get("position_bias") is not None or not getattr(module, "is_causal", True):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return BlockwiseAttention.apply(query, key, value, scale).transpose(1, 2), None
+
+
+AttentionInterface.register(MATMUL, matmul_attention)
+AttentionInterface.register(GROUPED[SDPA], grouped_attention)
+AttentionInterface.register(GROUPED[MATMUL], partial(grouped_attention, others=matmul_attention))
+for name in (MATMUL, *GROUPED.values()):
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def attention_of(model: LanguageModel) -> str:
+    """The name of the implementation in use."""
+    return str(model.model.config._attn_implementation)
+
+
+def can_choose_attention(model: LanguageModel) -> bool:
+    """Whether its attention goes through transformers' registry in the ordinary way; where it does not, it stays."""
+    known = (SDPA, MATMUL, *GROUPED.values())
+    return attention_of(model) in known and model.model._can_set_attn_implementation()

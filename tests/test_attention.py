@@ -1,0 +1,102 @@
+"""Attention as matrix products, against torch's own: values and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from hopd import attention
+from hopd.attention import MATMUL, QUERIES, SDPA, BlockwiseAttention, attention_of, grouped_attention, matmul_attention
+from hopd.model import load
+from hopd.recipe import Recipe
+from hopd.training.choice import choose_attention
+from hopd.training.distiller import Distiller
+
+QUICKSTART = "package:hopd/quickstart/student"
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Layer(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = shared, True
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
+def test_grouped_attention_is_that_of_torch(rows, groups, shared, length, seed, added):
+    """Any number of rows, key heads and query heads to a key head, and a mask of either kind."""
+    query = random(rows, groups * shared, 1, 8, seed=seed)
+    key, value = random(rows, groups, length, 8, seed=seed + 1), random(rows, groups, length, 8, seed=seed + 2)
+    mask = random(rows, 1, 1, length, seed=seed + 3) > 0
+    mask[..., seed % length] = True
+    if added:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    expected, _ = sdpa_attention_forward(Layer(shared), query, key, value, mask)
+    found, _ = grouped_attention(Layer(shared), query, key, value, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2 * QUERIES + 5), st.integers(0, 1000))
+def test_blockwise_attention_and_its_gradients_are_those_of_torch(rows, groups, shared, length, seed):
+    shapes = ((groups * shared, 8), (groups, 8), (groups, 6))
+    qkv = [random(rows, n, length, w, seed=seed + i).requires_grad_() for i, (n, w) in enumerate(shapes)]
+    grad = random(rows, length, groups * shared, 6, seed=seed + 3)
+    results = []
+    for function in (sdpa_attention_forward, matmul_attention):
+        mixed, _ = function(Layer(shared), *qkv, None, scaling=0.3)
+        results.append([mixed, *torch.autograd.grad(mixed, qkv, grad)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_a_mask_or_a_cache_goes_to_torch():
+    query, key = random(2, 4, 3, 8, seed=0), random(2, 2, 5, 8, seed=1)
+    mask = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2)
+    expected, _ = sdpa_attention_forward(Layer(2), query, key, key, mask)
+    found, _ = matmul_attention(Layer(2), query, key, key, mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_trains_the_same_with_either(monkeypatch):
+    """And the name does reach the model: its layers call the function."""
+    model, ids = load(QUICKSTART), torch.randint(3, 40, (3, 150), generator=torch.Generator().manual_seed(0))
+    called = []
+    apply = BlockwiseAttention.apply
+    monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *given: called.append(1) or apply(*given))
+    gradients = []
+    for name in (SDPA, MATMUL):
+        model.model.set_attn_implementation(name)
+        model.model.zero_grad()
+        model.hidden(ids).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.model.parameters() if p.grad is not None])
+    assert len(called) == model.config.num_hidden_layers
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_choice_says_what_it_measured():
+    model = load(QUICKSTART)
+    name, why = choose_attention(model, length=64, tokens=256)
+    assert name == SDPA  # so small that it is not worth a choice
+    assert "sdpa" in why
+    assert "hopd_matmul" in why
+    model.model.set_attn_implementation("eager")
+    assert choose_attention(model, 64, 256)[0] == "eager"
+
+
+def test_a_resumed_run_keeps_the_choice(tiny):
+    Distiller(Recipe.load(tiny, ["training.attention=matmul"])).train()
+    checkpoint = Distiller(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)
+    assert attention_of(checkpoint.student) == MATMUL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hopd.training.distiller.choose_attention", lambda *given: pytest.fail("it measured again"))
+        auto = Distiller(Recipe.load(tiny, ["training.attention=auto"]), resume=True)
+    assert attention_of(auto.student) == MATMUL
+    assert all(attention_of(teacher) == MATMUL for teacher in auto.teachers.values())
