@@ -5,6 +5,7 @@ this machine cannot run are skipped with a sentence.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment that has vLLM")
     wanted = parser.parse_args()
     machine = Machine.here()
-    report = Report(RESULTS, machine)
+    report, failed = Report(RESULTS, machine), False
     print(machine.sentence())
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory)
@@ -35,9 +36,13 @@ def main() -> None:
             if not isinstance(row, Row):
                 print(f"skipped: {row}")
             elif all(word in row.name for word in wanted.words):
-                measured = measure(row.ours, row.theirs, wanted.turns)
-                print(report.add(row, measured, row.check(measured)), flush=True)
-    report.write()
+                try:
+                    measured = measure(row.ours, row.theirs, wanted.turns)
+                    print(report.add(row, measured, row.check(measured)), flush=True)
+                except (AssertionError, RuntimeError) as error:
+                    failed = True
+                    print(f"failed: {row.name}: {error}", flush=True)
+    sys.exit(failed)
 
 
 def rows(models: Path, machine: Machine, vllm: str | None) -> Iterator[Callable[[], Row | str]]:

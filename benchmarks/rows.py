@@ -106,7 +106,7 @@ def decode(models: Path, other: str, rows: int, tokens: int, prompt: int = 100, 
 def decode_quickstart(models: Path) -> Row:
     """A model of 0.65M parameters: what is left is overhead."""
     model, prompts = make_quickstart(models)
-    return _decode("quickstart, 32 × (13 + 340)", "generate", model, prompts, 340)
+    return _decode("quickstart, 32 × (10 + 340)", "generate", model, prompts, 340)
 
 
 def _decode(name: str, other: str, model: Path, prompts: Path, tokens: int, python: str = sys.executable) -> Row:

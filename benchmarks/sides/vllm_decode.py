@@ -10,7 +10,15 @@ def run(case: dict[str, Any], turns: Turns) -> None:
     from vllm import LLM, SamplingParams
 
     prompts = read_prompts(case["prompts"])
-    llm = LLM(case["model"], dtype=case["dtype"], max_num_seqs=len(prompts), enable_prefix_caching=False, seed=0)
+    llm = LLM(
+        case["model"],
+        dtype=case["dtype"],
+        max_num_seqs=len(prompts),
+        max_model_len=2048,
+        gpu_memory_utilization=0.4,  # of all memory, on a CPU too: the other side needs some
+        enable_prefix_caching=False,
+        seed=0,
+    )
     sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_tokens=case["tokens"], ignore_eos=True)
     for _ in turns:
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
