@@ -86,7 +86,7 @@ class Distiller:
 
         self.engine = engine or NativeEngine(self.student, rollout.rows)
         self.cost = PassCost.of(self.student)
-        self.ledger = Ledger(self.directory.path / "ledger.json")
+        self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
         self.optimizer = MasterOptimizer(self.student.model, recipe.training, self.total_steps)
         if recipe.training.gradient_checkpointing:
             self.student.checkpoint_activations()
@@ -218,7 +218,6 @@ class Distiller:
         self.processes.wait_for_everyone()
         self.evaluated = next(reversed(self.directory.read("evaluations")), None)
         self.ledger.resume(state["ledger"] if state else None)
-        self.ledger.writes = self.processes.is_main_process
         if self.recipe.trackers:
             self.processes.init_trackers(self.recipe.name)
 

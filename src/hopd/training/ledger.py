@@ -70,12 +70,11 @@ PHASES = ("rollout", "teacher", "update")
 
 
 class Ledger:
-    """Adds to the account of the run; `path` is where it is kept."""
+    """Adds to the account of the run; `path` is where it is kept: of several processes, one `writes`."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
         self.run, self.redone, self.pending = Account(), Account(), Account()
-        self.writes = True  # of several processes, one
 
     def add(self, phase: str = "", flops: float = 0.0, **tokens: int) -> None:
         """Tokens of one kind or several, and FLOPs of a phase. Nothing is ever taken away."""
