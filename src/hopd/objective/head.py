@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The float32 logits of one chunk, student's or teacher's, take at most this much.
-CHUNK_BYTES = 64 * 2**20
+# The float32 logits of one chunk, student's or teacher's, take at most this much: as many positions as matrix products
+# want. Of a CPU's, a block at a time is turned into losses: so much that its temporaries stay in the caches.
+CHUNK_BYTES = 128 * 2**20
+BLOCK_BYTES = 2**20
 
 Terms = Callable[[Float[Tensor, "n V"], slice], tuple[Float[Tensor, " n"], Float[Tensor, "n S"]]]
-"""From the student's logits of a chunk and the chunk's place: the loss of each position (weighted), and statistics."""
+"""From the student's logits of a block and its place: the loss of each position (weighted), and statistics."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,16 @@ class Head:
 
 def chunks(positions: int, vocabulary: int, chunk_bytes: int = CHUNK_BYTES) -> list[slice]:
     """Places of the chunks, of equal size but for the last."""
-    size = max(1, chunk_bytes // (4 * vocabulary))
-    return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+    return _parts(slice(0, positions), max(1, chunk_bytes // (4 * vocabulary)))
+
+
+def _blocks(rows: slice, vocabulary: int, device: torch.device) -> list[slice]:
+    """On a GPU the whole chunk: there, what counts is the number of kernels."""
+    return _parts(rows, max(1, BLOCK_BYTES // (4 * vocabulary))) if device.type == "cpu" else [rows]
+
+
+def _parts(rows: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
 def chunked_loss(
@@ -80,32 +90,36 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk_bytes: int,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        # Chunks are summed in float32 whatever the head's dtype: in bf16 a small late chunk would be rounded away.
-        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
         statistics = []
         for rows in chunks(hidden.shape[0], head.vocabulary, chunk_bytes):
-            raw = head.project(hidden[rows]).detach()
-            if not (wants_hidden or wants_weight):
-                losses, stats = terms(head.shape(raw), rows)
-            else:
-                with torch.enable_grad():
-                    losses, stats = terms(head.shape(raw.requires_grad_()), rows)
-                    (gradient,) = torch.autograd.grad(losses.sum(), raw)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = gradient @ weight
-                if grad_weight is not None:
-                    grad_weight += gradient.T @ hidden[rows]
-                if grad_bias is not None:
-                    grad_bias += gradient.float().sum(0)
-            total += losses.detach().sum()
-            statistics.append(stats.detach())
-        ctx.save_for_backward(
+            logits = head.project(hidden[rows])
+            for block in _blocks(rows, head.vocabulary, hidden.device):
+                raw = logits[block.start - rows.start : block.stop - rows.start].detach()
+                if not (wants_hidden or wants_weight):
+                    losses, stats = terms(head.shape(raw), block)
+                else:
+                    with torch.enable_grad():
+                        losses, stats = terms(head.shape(raw.requires_grad_()), block)
+                        (gradient,) = torch.autograd.grad(losses.sum(), raw)
+                    raw.detach().copy_(gradient)  # the logits' place is the gradient's from here on
+                total += losses.detach().sum()
+                statistics.append(stats.detach())
+            if grad_hidden is not None:
+                torch.mm(logits, weight, out=grad_hidden[rows])
+            if wants_weight:
+                product = logits.T @ hidden[rows]
+                grad_weight = product if grad_weight is None else grad_weight.float().add_(product)
+            if wants_bias:
+                summed = logits.sum(0, dtype=torch.float32)
+                grad_bias = summed if grad_bias is None else grad_bias.add_(summed)
+        ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         stacked = torch.cat(statistics) if statistics else hidden.new_zeros(0, 0)
         ctx.mark_non_differentiable(stacked)
@@ -113,7 +127,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias = (
-            None if gradient is None else gradient * grad_total.to(gradient.dtype) for gradient in ctx.saved_tensors
-        )
-        return hidden, weight, bias, None, None, None
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so handed over once
+        if gradients is None:
+            raise RuntimeError("backward through this loss works once; compute the loss again")
+        return *(None if gradient is None else gradient.mul_(grad_total) for gradient in gradients), None, None, None

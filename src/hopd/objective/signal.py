@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.objective.head import Head
+from hopd.objective.head import Head, chunks
 
 
 class Detail(IntEnum):
@@ -32,13 +32,15 @@ class Signal(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class HiddenSignal:
-    """A local teacher's: its hidden states, from which a chunk's logits are projected when they are wanted."""
+    """A local teacher's: its hidden states, from which a chunk's logits are projected when the first is wanted.
 
-    head: Head
-    hidden: Float[Tensor, "N D"]
-    temperature: float = 1.0
+    Callers go through the positions in order, in steps that may be smaller than what matrix products want.
+    """
+
+    def __init__(self, head: Head, hidden: Float[Tensor, "N D"], temperature: float = 1.0):
+        self.head, self.hidden, self.temperature = head, hidden, temperature
+        self._chunk, self._raw = slice(0, 0), hidden.new_empty(0, head.vocabulary)
 
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return log_prob_of(self._logits(rows), tokens)
@@ -48,7 +50,12 @@ class HiddenSignal:
 
     @torch.no_grad()
     def _logits(self, rows: slice) -> Float[Tensor, "n V"]:
-        return tempered(self.head.logits(self.hidden[rows]), self.temperature)
+        if not self._chunk.start <= rows.start <= rows.stop <= self._chunk.stop:
+            ahead = chunks(len(self.hidden) - rows.start, self.head.vocabulary)[0].stop
+            self._chunk = slice(rows.start, max(rows.stop, rows.start + ahead))
+            self._raw = self.head.project(self.hidden[self._chunk])
+        here = self._raw[rows.start - self._chunk.start : rows.stop - self._chunk.start]
+        return tempered(self.head.shape(here), self.temperature)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ class Learner:
                 raise NonFiniteLoss(_first_bad(batch, terms))
             with self.ledger.phase("update"):
                 (total / count).backward()
-                self.optimizer.collect()
             statistics.add_tokens(batch.at, terms)
             self._account(batch)
 

@@ -1,11 +1,12 @@
 """AdamW on fp32 master weights, with a learning rate that is a function of the step.
 
-In fp32 the model's parameters are the master weights. In bf16 the model computes with copies: their gradients are
-added to the masters' after every micro-batch, in fp32, and the copies are made anew once a step.
+In fp32 the model's parameters are the master weights. In bf16 the model computes with copies: as the backward pass
+makes their gradients, each is added to its master's, in fp32, and dropped. The copies are made anew once a step.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from hopd.recipe import TrainingSection
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+BLOCK = 2**19  # elements that are converted at once: they stay in a CPU's cache
 
 
 class MasterOptimizer:
@@ -26,25 +28,19 @@ class MasterOptimizer:
             self.masters = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16()
+            widest = max(p.numel() // len(p) for p in self.masters.values())
+            scratch = next(iter(self.masters.values())).new_empty(max(BLOCK, widest), requires_grad=False)
+            for name, parameter in self.parameters.items():
+                parameter.register_post_accumulate_grad_hook(partial(_hand_over, scratch, self.masters[name]))
         else:
             self.masters = self.parameters
+        self.device = next(iter(self.masters.values())).device
         # Norms and biases are not decayed.
         groups = [
             {"params": [p for p in self.masters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in self.masters.values() if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
-
-    def collect(self) -> None:
-        """Takes the gradients of one micro-batch, so that they add up in fp32."""
-        if self.masters is self.parameters:
-            return
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                master = self.masters[name]
-                gradient = parameter.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-                parameter.grad = None
+        self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
     def step(self, step: int, reduce: Callable[[Tensor], Tensor]) -> float:
         """Sums the gradients over processes by `reduce`, clips, updates; gives the gradient's norm before clipping.
@@ -59,7 +55,8 @@ class MasterOptimizer:
                 group["lr"] = self.learning_rate(step)
             self.adamw.step()
             self.refresh()
-        self.adamw.zero_grad(set_to_none=True)
+        # What a CPU frees it must ask for again, page by page; a GPU's memory is wanted for the rollouts.
+        self.adamw.zero_grad(set_to_none=self.device.type != "cpu")
         return norm
 
     @torch.no_grad()
@@ -87,8 +84,7 @@ class MasterOptimizer:
         for name, master in self.masters.items():
             moments = {moment: state[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in state}
             if moments:
-                step = moments.pop("step")
-                self.adamw.state[master] = {"step": step} | {k: v.to(master.device) for k, v in moments.items()}
+                self.adamw.state[master] = {key: moment.to(master.device) for key, moment in moments.items()}
 
     def master_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict, at the masters' precision; tied weights stay tied."""
@@ -97,6 +93,18 @@ class MasterOptimizer:
             name: master_of.get(id(tensor), tensor).detach()
             for name, tensor in model.state_dict(keep_vars=True).items()
         }
+
+
+def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
+    """The gradient of a compute copy, to its master's; `scratch` (fp32) is where it is converted."""
+    assert copy.grad is not None
+    if master.grad is None:
+        master.grad = copy.grad.float()
+    else:
+        rows = max(1, len(scratch) * len(copy) // copy.numel())
+        for total, part in zip(master.grad.split(rows), copy.grad.split(rows), strict=True):
+            total.add_(scratch[: part.numel()].view(part.shape).copy_(part))
+    copy.grad = None
 
 
 def _factor(schedule: Literal["constant", "linear", "cosine"], step: int, warmup: int, total: int) -> float:
