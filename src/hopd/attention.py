@@ -38,7 +38,7 @@ def grouped_attention(
     """For one query a row: the H / G queries that share a key head are the rows of one matrix product.
 
     Keys and values of the whole cache, unused room included (`attention_mask` hides it), are contiguous: nothing is
-    copied. Softmax in float32. Several queries a row, and what else transformers may ask, go to `others`.
+    copied. Several queries a row, and what else transformers may ask, go to `others`.
     """
     rows, heads, queries, width = query.shape
     if queries > 1 or options.get("position_bias") is not None:
@@ -52,8 +52,7 @@ def grouped_attention(
             by_group.masked_fill_(~attention_mask, float("-inf"))
         else:
             by_group += attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = weights @ value.view(rows * groups, length, -1)
+    mixed = scores.softmax(-1) @ value.view(rows * groups, length, -1)
     return mixed.view(rows, 1, heads, -1), None
 
 

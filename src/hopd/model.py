@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hopd.allocator import keep_freed_memory
 from hopd.errors import ModelError
 from hopd.objective.head import Head
 
@@ -143,6 +144,8 @@ def load(
     if layers is not None:
         keep_layers(model, layers, source)
     nn.Module.to(model, device)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     return LanguageModel(model, tokenizer, source)
 
 

@@ -1,5 +1,6 @@
 """The key–value cache of a batch that decodes in step: written in place, grown by blocks, never to a maximum."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ BLOCK = 64  # positions by which the cache grows: growing reads the cache as oft
 
 class GrowingLayer(CacheLayerMixin):
     """Keys and values (rows, heads, capacity, width) of one layer, of which `used` positions are live.
-
     transformers' dynamic layer copies the whole cache at every token; this one at every block. Sliding-window layers
     keep all positions too: the model's own mask hides what has left the window. Where one query a row is added,
     attention gets the whole capacity, which is contiguous, and a mask must hide the room behind (it holds zeros).
@@ -25,7 +25,7 @@ class GrowingLayer(CacheLayerMixin):
         self.used = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys, self.values = (_room(states, capacity(0)) for states in (key_states, value_states))
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def update(
@@ -41,6 +41,8 @@ class GrowingLayer(CacheLayerMixin):
         self.keys[:, :, self.used : end] = key_states
         self.values[:, :, self.used : end] = value_states
         self.used = end
+        if key_states.shape[-2] == end:  # nothing was there before
+            return key_states, value_states
         if key_states.shape[-2] == 1:
             return self.keys, self.values
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -67,13 +69,9 @@ def capacity(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-def _room(like: torch.Tensor, length: int) -> torch.Tensor:
-    rows, heads, _, width = like.shape
-    return like.new_zeros(rows, heads, length, width)
-
-
 def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
-    new = _room(old, capacity(end))
+    rows, heads, _, width = old.shape
+    new = old.new_zeros(rows, heads, capacity(end), width)
     new[:, :, :used] = old[:, :, :used]
     return new
 
@@ -81,6 +79,33 @@ def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
 def attends_everywhere(config: PretrainedConfig) -> bool:
     """Whether every layer has keys and values, and none is recurrent."""
     return set(getattr(config, "layer_types", None) or ["full_attention"]) <= _ATTENTION
+
+
+def joined(caches: Sequence[Cache], width: int) -> Cache:
+    """One cache for the rows of several, all of which end at position `width`: shorter ones stand flush right.
+
+    Of growing layers only. The given caches are emptied, a layer at a time.
+    """
+    if len(caches) == 1:
+        return caches[0]
+    whole = Cache(layer_class_to_replicate=GrowingLayer)
+    for parts in zip(*(cache.layers for cache in caches), strict=True):
+        layer = GrowingLayer()
+        layer.keys = _stacked([part.keys for part in parts], [part.used for part in parts], width)
+        layer.values = _stacked([part.values for part in parts], [part.used for part in parts], width)
+        layer.used, layer.is_initialized = width, True
+        whole.layers.append(layer)
+        for part in parts:
+            part.keys = part.values = None
+    return whole
+
+
+def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> torch.Tensor:
+    _, heads, _, size = parts[0].shape
+    whole = parts[0].new_zeros(sum(map(len, parts)), heads, capacity(width), size)
+    for rows, part, end in zip(whole.split([len(part) for part in parts]), parts, used, strict=True):
+        rows[:, :, width - end : width] = part[:, :, :end]
+    return whole
 
 
 def new_cache(config: PretrainedConfig) -> Cache:

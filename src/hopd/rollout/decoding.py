@@ -16,6 +16,7 @@ from hopd.attention import GROUPED, attention_of, can_choose_attention
 from hopd.model import LanguageModel
 from hopd.rollout.cache import attends_everywhere
 
+SMALL = 2**19  # weights of a matrix
 Projection = Callable[[Float[Tensor, "*B I"]], Float[Tensor, "*B O"]]
 
 
@@ -34,9 +35,9 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
             return
         for linear in model.backbone.modules():
             if type(linear) is nn.Linear and "forward" not in vars(linear):
-                linear.forward = packed(linear.weight, linear.bias, rows)  # type: ignore[assignment]
+                linear.forward = projection(linear.weight, linear.bias, rows)  # type: ignore[assignment]
                 stack.callback(delattr, linear, "forward")
-        yield packed(head.weight, head.bias, rows)
+        yield projection(head.weight, head.bias, rows)
 
 
 def groups_attention(model: LanguageModel) -> bool:
@@ -59,6 +60,14 @@ def decoding_note(model: LanguageModel) -> str:
         "grouped attention" if grouped else f"the model's own attention ({attention_of(model)}), which is slower"
     )
     return f"decoding: {dtype}, {attention}, weights {'packed' if decodes_packed(model) else 'as they are'}"
+
+
+def projection(weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, rows: int) -> Projection:
+    """x Wᵀ + b for so many rows. Calls of oneDNN take longer to begin than small products in fp32 take in all."""
+    if weight.numel() > SMALL or weight.dtype != torch.float32:
+        return packed(weight, bias, rows)
+    transposed = weight.detach().T.contiguous()
+    return lambda x: x @ transposed if bias is None else x @ transposed + bias
 
 
 def packed(weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, rows: int) -> Projection:

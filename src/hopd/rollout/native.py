@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from hopd.errors import TaskError
 from hopd.model import LanguageModel
-from hopd.rollout.cache import new_cache
+from hopd.rollout.cache import attends_everywhere, joined, new_cache
 from hopd.rollout.decoding import Projection, decoding
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 
+PREFILLED = 2048  # prompt tokens in one forward pass
 DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
 COMPACT_AT = 0.75  # compact when at most this share of the rows still runs: copies stay O(1) a token
 
@@ -79,11 +81,11 @@ class NativeEngine:
     ) -> list[Rollout]:
         model, device, context = self.model, self.model.device, self.model.context
         head, stop_ids = model.head, torch.tensor(sorted(model.stop_ids), device=device)
-        ids, mask = flush_right([unit.prompt.ids for unit in wave], device)
-        width = ids.shape[1]
-        cache = new_cache(model.config)
+        prompts = [unit.prompt.ids for unit in wave]
+        hidden, cache = self._prefill(prompts)
+        mask = flush_right(prompts, device)[1]
+        width = mask.shape[1]
         seen = DecodingMask(model, mask)
-        hidden = model.hidden(ids, seen.of_prompts(), (mask.cumsum(-1) - 1).clamp(min=0), cache)[:, -1]
 
         unit_of_row = torch.tensor([i for i, unit in enumerate(wave) for _ in unit.samples], device=device)
         if len(unit_of_row) > len(wave):
@@ -139,6 +141,17 @@ class NativeEngine:
         return record.rollouts(wave, max_tokens)
 
 
+    def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
+        """The state of each prompt's last token, and the cache, in groups of like length: little of them is padding."""
+        model, states, caches = self.model, [], []
+        for group in _groups(prompts) if attends_everywhere(model.config) else [prompts]:
+            ids, mask = flush_right(group, model.device)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            caches.append(new_cache(model.config))
+            states.append(model.hidden(ids, DecodingMask(model, mask).of_prompts(), positions, caches[-1])[:, -1])
+        return torch.cat(states), joined(caches, max(map(len, prompts)))
+
+
 @dataclass
 class _Rows:
     """What stays with a row while others are retired around it; `live` is its number in the wave."""
@@ -186,6 +199,15 @@ class _Record:
                 finish = FinishReason.CONTEXT
             rollouts.append(Rollout(prompt, sample, ids, log_probs.float(), finish))
         return rollouts
+
+
+def _groups(prompts: Sequence[Int[Tensor, " _"]]) -> Iterator[Sequence[Int[Tensor, " _"]]]:
+    """Neighbours, at most `PREFILLED` tokens together; `prompts` come in order of their lengths, the longest first."""
+    start = 0
+    while start < len(prompts):
+        rows = max(1, PREFILLED // len(prompts[start]))
+        yield prompts[start : start + rows]
+        start += rows
 
 
 def flush_right(
