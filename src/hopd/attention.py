@@ -2,7 +2,8 @@
 
 Torch's own fused attention parallelises over queries, of which decoding has one a row; and on CPUs that multiply bf16
 fast, its kernel does not use what they have. Both functions are known to transformers by name, so that every
-architecture which goes through its registry can use them; what they do not cover goes to torch's own.
+architecture which goes through its registry can use them; what they do not cover goes to torch's own. (Torch computes
+the softmax of bf16 scores in float32, and rounds its result.)
 """
 
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ def grouped_attention(
 class BlockwiseAttention(torch.autograd.Function):
     """softmax(Q Kᵀ · scale, causal) V with Q (B, H, L, W), K (B, G, L, W), V (B, G, L, U); H / G queries share a key.
 
-    Keeps no weights for the backward pass: they are computed again, as in FlashAttention. Softmax in float32.
+    Keeps no weights for the backward pass: they are computed again, as in FlashAttention.
     """
 
     @staticmethod
@@ -82,8 +83,7 @@ class BlockwiseAttention(torch.autograd.Function):
             g_block = g[:, :, block].flatten(1, 2)
             dv[:, past] += weights.mT @ g_block
             d_weights = g_block @ v[:, past].mT
-            inner = (d_weights * weights).sum(-1, keepdim=True, dtype=torch.float32).to(weights.dtype)
-            d_scores = d_weights.sub_(inner).mul_(weights).mul_(ctx.scale)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scale)
             dq[:, :, block] = (d_scores @ k[:, past]).view(*dq[:, :, block].shape)
             dk[:, past] += d_scores.mT @ q[:, :, block].flatten(1, 2)
         return dq.view(query.shape), dk.view(key.shape), dv.view(value.shape), None
@@ -100,13 +100,14 @@ def _weights(
 ) -> Iterator[tuple[slice, Float[Tensor, "N M K"]]]:
     """Blocks of queries, and their weights over all keys up to the block's last."""
     length = q.shape[2]
-    for start in range(0, length, QUERIES):
-        block = slice(start, min(start + QUERIES, length))
+    size = -(-length // -(-length // QUERIES))  # blocks of like size
+    for start in range(0, length, size):
+        block = slice(start, min(start + size, length))
         scores = (q[:, :, block].flatten(1, 2) * scale) @ k[:, : block.stop].mT
-        size = block.stop - block.start
-        square = scores.view(len(q), -1, size, block.stop)[..., block.start :]
-        square.masked_fill_(_future(size, q.device), float("-inf"))
-        yield block, scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        queries = block.stop - block.start
+        square = scores.view(len(q), -1, queries, block.stop)[..., block.start :]
+        square.masked_fill_(_future(queries, q.device), float("-inf"))
+        yield block, scores.softmax(-1)
 
 
 def _future(size: int, device: torch.device) -> Bool[Tensor, "Q Q"]:

@@ -182,6 +182,41 @@ def test_the_chunk_size_does_not_show(positions, chunk, seed):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_the_blocks_of_a_chunk_do_not_show(objective, monkeypatch):
+    """Blocks of two positions in chunks of five; the teacher's logits are projected chunk by chunk too."""
+    results = []
+    for block, chunk in ((N, N), (2, 5)):
+        hidden, head, signal, at = setup()
+        monkeypatch.setattr("hopd.objective.head.BLOCK_BYTES", block * 4 * V)
+        loss, statistics = objective.loss(head, hidden, signal, at, chunk_bytes=chunk * 4 * V)
+        results.append((loss, *statistics, *torch.autograd.grad(loss, [hidden, head.weight, head.bias])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teachers_logits_are_the_same_in_whatever_steps_they_are_asked_for():
+    _, _, signal, at = setup()
+    whole = signal.log_probs(slice(0, N))
+    for steps in ([(0, 3), (3, 6), (6, 11)], [(9, 11), (0, 2), (1, 8)]):
+        fresh = HiddenSignal(signal.head, signal.hidden, chunk_bytes=4 * 4 * V)
+        for start, stop in steps:
+            torch.testing.assert_close(fresh.log_probs(slice(start, stop)), whole[start:stop])
+            torch.testing.assert_close(
+                fresh.log_prob(slice(start, stop), at.tokens[start:stop]),
+                whole[start:stop].gather(-1, at.tokens[start:stop, None])[:, 0],
+            )
+
+
+def test_a_second_backward_pass_is_refused():
+    """The gradient was scaled in place by the first."""
+    hidden, head, signal, at = setup()
+    loss, _ = Objective().loss(head, hidden, signal, at)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
 def test_a_bf16_head_sums_its_chunks_in_float32():
     """One chunk with a large gradient and many with small ones: in bf16 the small ones would be rounded away."""
     hidden = torch.ones(400, 1, dtype=torch.bfloat16)

@@ -60,6 +60,16 @@ def test_a_rollout_is_the_same_whatever_shares_its_batch(student, prompts):
     assert [(r.prompt.id, r.sample) for r in together] == [(p.id, s) for p in prompts for s in range(3)]
 
 
+def test_prompts_that_are_prefilled_apart_give_the_same_rollouts(student, prompts, monkeypatch):
+    together = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
+    for tokens in (1, 25):
+        monkeypatch.setattr("hopd.rollout.native.PREFILLED", tokens)
+        apart = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
+        assert same(together, apart)
+        for a, b in zip(together, apart, strict=True):
+            torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_shorter_horizon_gives_a_prefix(student, prompts):
     long = NativeEngine(student).sample(prompts, 90, Sampling(), seed=2)
     short = NativeEngine(student).sample(prompts, 33, Sampling(), seed=2)

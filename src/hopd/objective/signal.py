@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.objective.head import Head, chunks
+from hopd.objective.head import CHUNK_BYTES, Head, chunks
 
 
 class Detail(IntEnum):
@@ -38,8 +38,14 @@ class HiddenSignal:
     Callers go through the positions in order, in steps that may be smaller than what matrix products want.
     """
 
-    def __init__(self, head: Head, hidden: Float[Tensor, "N D"], temperature: float = 1.0):
-        self.head, self.hidden, self.temperature = head, hidden, temperature
+    def __init__(
+        self,
+        head: Head,
+        hidden: Float[Tensor, "N D"],
+        temperature: float = 1.0,
+        chunk_bytes: int = CHUNK_BYTES,
+    ):
+        self.head, self.hidden, self.temperature, self.chunk_bytes = head, hidden, temperature, chunk_bytes
         self._chunk, self._raw = slice(0, 0), hidden.new_empty(0, head.vocabulary)
 
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -51,7 +57,7 @@ class HiddenSignal:
     @torch.no_grad()
     def _logits(self, rows: slice) -> Float[Tensor, "n V"]:
         if not self._chunk.start <= rows.start <= rows.stop <= self._chunk.stop:
-            ahead = chunks(len(self.hidden) - rows.start, self.head.vocabulary)[0].stop
+            ahead = chunks(len(self.hidden) - rows.start, self.head.vocabulary, self.chunk_bytes)[0].stop
             self._chunk = slice(rows.start, max(rows.stop, rows.start + ahead))
             self._raw = self.head.project(self.hidden[self._chunk])
         here = self._raw[rows.start - self._chunk.start : rows.stop - self._chunk.start]

@@ -140,7 +140,6 @@ class NativeEngine:
         record.close_segment(rows.live, length, stopped)
         return record.rollouts(wave, max_tokens)
 
-
     def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
         """The state of each prompt's last token, and the cache, in groups of like length: little of them is padding."""
         model, states, caches = self.model, [], []

@@ -38,8 +38,8 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
     recipe, student = run.recipe, run.student
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in run.optimizer.masters.values())
-    # Master, gradient and two moments in fp32; in bf16 the compute copy and its gradient besides.
-    static = trained * (16 + (4 if element == 2 else 0))
+    # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
+    static = trained * (16 + (2 if element == 2 else 0))
     static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
     if horizon is None:
         horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
@@ -48,8 +48,11 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
     longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
     rollout = rollout_bytes(run, min(recipe.rollout.rows, rollouts), horizon)
     tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
+    # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
+    # once, with about six temporaries. Then the gradient of the head, and of the embedding.
     chunk = min(CHUNK_BYTES, 4 * student.head.vocabulary * tokens)
-    update = tokens * _activation_bytes(student, element) + 6 * chunk + 4 * student.head.weight.numel()
+    logits = chunk * (element / 2 + (0 if student.device.type == "cpu" else 6))
+    update = tokens * _activation_bytes(student, element) + logits + 2 * element * student.head.weight.numel()
     return MemoryEstimate(static, rollout, update)
 
 

@@ -5,6 +5,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +34,7 @@ def preflight(run: Distiller) -> Iterator[str]:
         else ""
     )
     yield from run.notes
+    yield from _check_precision(run)
     _check_teachers(run)
     _check_objective(run)
     yield _check_context(run)
@@ -89,6 +91,24 @@ def _tiny_prompts(run: Distiller) -> list[Prompt]:
     one_each = {prompt.teacher: prompt for prompt in reversed(run.prompts.prompts)}
     chosen = [*run.order.at(0)[:TINY_PROMPTS], *(one_each.values() if len(one_each) > 1 else ())]
     return list({prompt.id: prompt for prompt in chosen}.values())
+
+
+def _check_precision(run: Distiller) -> Iterator[str]:
+    """Not every CPU has instructions that multiply bf16, and without them it is the slower choice by far."""
+    if run.recipe.training.precision == "bf16" and run.student.device.type == "cpu":
+        slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+        if slower > 2:
+            yield f"precision: this CPU multiplies bf16 {slower:.0f} times slower than fp32; write precision: fp32"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(256, 256, dtype=dtype)
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 def _check_teachers(run: Distiller) -> None:
