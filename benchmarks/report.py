@@ -69,12 +69,12 @@ class Report:
             last = list(rows.values())[-1]
             lines += [f"## {machine}", "", f"On {last['date']}: {Machine(**last['machine']).sentence()}.", ""]
             lines += [
-                "| against | ratio | lowest to highest | hopd | other | memory | work |",
-                "|---|---|---|---|---|---|---|",
+                "| against | ratio | lowest to highest | turns | hopd | other | memory | work |",
+                "|---|---|---|---|---|---|---|---|",
             ]
             for name, r in rows.items():
                 lines.append(
-                    f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | "
+                    f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | {len(r['turns']['ours'])} | "
                     f"{r['seconds_ours']:.2f} s | {r['seconds_theirs']:.2f} s | {r['memory_ratio']:.2f} | {r['work']} |"
                 )
             lines.append("")
