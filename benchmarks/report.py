@@ -74,8 +74,9 @@ class Report:
             ]
             for name, r in rows.items():
                 lines.append(
-                    f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | {len(r['turns']['ours'])} | "
-                    f"{r['seconds_ours']:.2f} s | {r['seconds_theirs']:.2f} s | {r['memory_ratio']:.2f} | {r['work']} |"
+                    f"| {name} | {r['ratio']:.2f} | {r['lowest']:.2f} to {r['highest']:.2f} | "
+                    f"{len(r['turns']['ours'])} | {r['seconds_ours']:.2f} s | {r['seconds_theirs']:.2f} s | "
+                    f"{r['memory_ratio']:.2f} | {r['work']} |"
                 )
             lines.append("")
         return "\n".join(lines)
