@@ -54,7 +54,8 @@ def rows(models: Path, machine: Machine, vllm: str | None) -> Iterator[Callable[
     for precision in precisions:
         yield partial(step_against_trl, models, precision)
         yield partial(step_against_floor, models, precision)
-        yield partial(decode, models, precision, "generate", 64, 64)
+        for other in ("generate", "continuous"):
+            yield partial(decode, models, precision, other, 64, 64)
         if vllm:
             yield partial(decode, models, precision, "vllm", 64, 64, python=vllm)
         else:
