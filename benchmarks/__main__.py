@@ -1,7 +1,7 @@
 """`make bench`, or `python -m benchmarks [WORD ...]`: the rows whose name has all the words.
 
-Writes benchmarks/results/. Takes about an hour on two cores; `--turns` turns of each side (5), alternating. Rows that
-this machine cannot run are skipped with a sentence.
+Writes benchmarks/results/. Takes more than an hour on two cores; `--turns` turns of each side (5), alternating.
+Rows that this machine cannot run are skipped with a sentence.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from benchmarks.machine import Machine
 from benchmarks.pair import measure
@@ -40,7 +41,7 @@ def main() -> None:
                 try:
                     measured = measure(row.ours, row.theirs, wanted.turns)
                     print(report.add(row, measured, row.check(measured)), flush=True)
-                except (AssertionError, RuntimeError) as error:
+                except (AssertionError, RuntimeError, CalledProcessError) as error:
                     failed = True
                     print(f"failed: {row.name}: {error}", flush=True)
     sys.exit(failed)

@@ -38,7 +38,7 @@ def distiller(case: dict[str, Any]) -> Distiller:
             "steps": 1,
             "learning_rate": LEARNING_RATE,
             "precision": case["precision"],
-            "tokens_per_batch": case.get("tokens_per_batch", 576),
+            "tokens_per_batch": 576,
         },
     }
     return Distiller(Recipe.model_validate(recipe))

@@ -70,6 +70,14 @@ def test_prompts_that_are_prefilled_apart_give_the_same_rollouts(student, prompt
             torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_of_one_token_equal_generate(student):
+    """Nothing is hidden from them, and the room that the cache has is not looked at either."""
+    prompts = [Prompt(i, torch.tensor([5 + i])) for i in range(3)]
+    for rollout in NativeEngine(student).sample(prompts, 8, Sampling(0.0), seed=0):
+        made = student.model.generate(rollout.prompt.ids[None], max_new_tokens=8, do_sample=False)
+        assert rollout.ids.tolist() == made[0, 1:].tolist()
+
+
 def test_a_shorter_horizon_gives_a_prefix(student, prompts):
     long = NativeEngine(student).sample(prompts, 90, Sampling(), seed=2)
     short = NativeEngine(student).sample(prompts, 33, Sampling(), seed=2)

@@ -55,12 +55,17 @@ class Head:
 
 def chunks(positions: int, vocabulary: int, chunk_bytes: int = CHUNK_BYTES) -> list[slice]:
     """Places of the chunks, of equal size but for the last."""
-    return _parts(slice(0, positions), max(1, chunk_bytes // (4 * vocabulary)))
+    return _parts(slice(0, positions), positions_in(chunk_bytes, vocabulary))
+
+
+def positions_in(size: int, vocabulary: int) -> int:
+    """How many positions have float32 logits of so many bytes; at least one."""
+    return max(1, size // (4 * vocabulary))
 
 
 def _blocks(rows: slice, vocabulary: int, device: torch.device) -> list[slice]:
     """On a GPU the whole chunk: there, what counts is the number of kernels."""
-    return _parts(rows, max(1, BLOCK_BYTES // (4 * vocabulary))) if device.type == "cpu" else [rows]
+    return _parts(rows, positions_in(BLOCK_BYTES, vocabulary)) if device.type == "cpu" else [rows]
 
 
 def _parts(rows: slice, size: int) -> list[slice]:
@@ -110,6 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 statistics.append(stats.detach())
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[rows])
+            # Chunks are summed in float32 whatever the head's dtype: in bf16 a small late one would be rounded away.
             if wants_weight:
                 product = logits.T @ hidden[rows]
                 grad_weight = product if grad_weight is None else grad_weight.float().add_(product)

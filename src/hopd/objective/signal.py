@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.objective.head import CHUNK_BYTES, Head, chunks
+from hopd.objective.head import CHUNK_BYTES, Head, positions_in
 
 
 class Detail(IntEnum):
@@ -57,8 +57,8 @@ class HiddenSignal:
     @torch.no_grad()
     def _logits(self, rows: slice) -> Float[Tensor, "n V"]:
         if not self._chunk.start <= rows.start <= rows.stop <= self._chunk.stop:
-            ahead = chunks(len(self.hidden) - rows.start, self.head.vocabulary, self.chunk_bytes)[0].stop
-            self._chunk = slice(rows.start, max(rows.stop, rows.start + ahead))
+            ahead = rows.start + positions_in(self.chunk_bytes, self.head.vocabulary)
+            self._chunk = slice(rows.start, max(rows.stop, ahead))
             self._raw = self.head.project(self.hidden[self._chunk])
         here = self._raw[rows.start - self._chunk.start : rows.stop - self._chunk.start]
         return tempered(self.head.shape(here), self.temperature)

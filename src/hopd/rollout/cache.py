@@ -13,8 +13,9 @@ BLOCK = 64  # positions by which the cache grows: growing reads the cache as oft
 
 class GrowingLayer(CacheLayerMixin):
     """Keys and values (rows, heads, capacity, width) of one layer, of which `used` positions are live.
+
     transformers' dynamic layer copies the whole cache at every token; this one at every block. Sliding-window layers
-    keep all positions too: the model's own mask hides what has left the window. Where one query a row is added,
+    keep all positions too: the model's own mask hides what has left the window. Where one query a row joins others,
     attention gets the whole capacity, which is contiguous, and a mask must hide the room behind (it holds zeros).
     """
 
@@ -55,7 +56,7 @@ class GrowingLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         end = self.used + query_length
-        return (capacity(end) if query_length == 1 else end), 0
+        return (capacity(end) if query_length == 1 < end else end), 0
 
     def get_seq_length(self) -> int:
         return self.used

@@ -1,7 +1,7 @@
 """What makes one token a row fast on a CPU: attention as grouped matrix products, and weights in oneDNN's own layout.
 
-Torch's matrix products unpack and repack the weights at every call, which few rows do not pay for. Both are put in
-place for the time of a rollout only. On a GPU nothing is changed.
+Torch's matrix products unpack and repack the weights at every call, which few rows do not pay for; small ones in fp32
+do better with transposed copies. All of it is put in place for the time of a rollout only. On a GPU nothing is changed.
 """
 
 from collections.abc import Callable, Iterator

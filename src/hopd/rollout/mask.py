@@ -27,8 +27,6 @@ class DecodingMask:
 
     def of_prompts(self) -> Bool[Tensor, "R K"] | None:
         """For the pass over the prompts; None where nothing is hidden and causality is enough."""
-        if self.prompts.shape[1] == 1:
-            return self._added == 0
         return None if bool(self.prompts.all()) else self.prompts
 
     def of_token(self, position: int) -> Float[Tensor, "R 1 1 K"] | Bool[Tensor, "R K"]:

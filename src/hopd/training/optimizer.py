@@ -28,8 +28,7 @@ class MasterOptimizer:
             self.masters = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16()
-            widest = max(p.numel() // len(p) for p in self.masters.values())
-            scratch = next(iter(self.masters.values())).new_empty(max(BLOCK, widest), requires_grad=False)
+            scratch = torch.empty(max(BLOCK, *(_rows(p)[0].numel() for p in self.masters.values())))
             for name, parameter in self.parameters.items():
                 parameter.register_post_accumulate_grad_hook(partial(_hand_over, scratch, self.masters[name]))
         else:
@@ -96,15 +95,22 @@ class MasterOptimizer:
 
 
 def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
-    """The gradient of a compute copy, to its master's; `scratch` (fp32) is where it is converted."""
+    """The gradient of a compute copy, to its master's; `scratch` (fp32) is where a CPU converts it, part by part."""
     assert copy.grad is not None
     if master.grad is None:
         master.grad = copy.grad.float()
-    else:
-        rows = max(1, len(scratch) * len(copy) // copy.numel())
-        for total, part in zip(master.grad.split(rows), copy.grad.split(rows), strict=True):
+    elif master.is_cpu:
+        size = max(1, len(scratch) // _rows(copy)[0].numel())
+        for total, part in zip(_rows(master.grad).split(size), _rows(copy.grad).split(size), strict=True):
             total.add_(scratch[: part.numel()].view(part.shape).copy_(part))
+    else:
+        master.grad.add_(copy.grad)
     copy.grad = None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Of a number, one."""
+    return torch.atleast_1d(tensor)
 
 
 def _factor(schedule: Literal["constant", "linear", "cosine"], step: int, warmup: int, total: int) -> float:
