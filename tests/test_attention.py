@@ -91,6 +91,12 @@ def test_the_choice_says_what_it_measured():
     assert choose_attention(model, 64, 256)[0] == "eager"
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_the_choice_is_measured_in_the_precision_of_the_training(tiny, precision, dtype):
+    run = Distiller(Recipe.load(tiny, [f"training.precision={precision}", "training.attention=auto"]))
+    assert any(note.startswith("attention") and f"in {dtype}:" in note for note in run.notes)
+
+
 def test_a_resumed_run_keeps_the_choice(tiny):
     Distiller(Recipe.load(tiny, ["training.attention=matmul"])).train()
     checkpoint = Distiller(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)

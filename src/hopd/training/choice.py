@@ -35,7 +35,8 @@ def choose_attention(model: LanguageModel, length: int, tokens: int) -> tuple[st
     if seconds[SDPA] > WORTH_CHOOSING_SECONDS and seconds[SDPA] > MARGIN * seconds[MATMUL]:
         chosen = MATMUL
     times = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
-    return chosen, f"attention: {chosen} (a layer's forward and backward pass of {rows} × {length} tokens: {times})"
+    what = f"a layer's forward and backward pass of {rows} × {length} tokens in {str(dtype).removeprefix('torch.')}"
+    return chosen, f"attention: {chosen} ({what}: {times})"
 
 
 class _Layer(nn.Module):

@@ -80,7 +80,6 @@ class Distiller:
         self.prompts = build_prompts(recipe.task, self.student.tokenizer, rollout.prompt_tokens, rollout.too_long)
         self.order = PromptOrder(self.prompts.prompts, rollout.prompts, recipe.seed)
         self.total_steps = self.order.steps(recipe)
-        self._use_attention(resumed.state.get("attention") if resumed else None)
         self.controller = controller or recipe.controller()
         self.evaluator = self._evaluator()
 
@@ -88,6 +87,7 @@ class Distiller:
         self.cost = PassCost.of(self.student)
         self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
         self.optimizer = MasterOptimizer(self.student.model, recipe.training, self.total_steps)
+        self._use_attention(resumed.state.get("attention") if resumed else None)  # in the precision that it trains in
         if recipe.training.gradient_checkpointing:
             self.student.checkpoint_activations()
         self.learner = Learner(
