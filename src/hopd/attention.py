@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -106,12 +106,13 @@ def _weights(
         scores = (q[:, :, block].flatten(1, 2) * scale) @ k[:, : block.stop].mT
         queries = block.stop - block.start
         square = scores.view(len(q), -1, queries, block.stop)[..., block.start :]
-        square.masked_fill_(_future(queries, q.device), float("-inf"))
+        square += _hidden_future(queries, square.dtype, square.device)
         yield block, scores.softmax(-1)
 
 
-def _future(size: int, device: torch.device) -> Bool[Tensor, "Q Q"]:
-    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+def _hidden_future(size: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "Q Q"]:
+    """What is added to the scores of a block's queries: on a CPU several times as fast as filling by a mask."""
+    return torch.full((size, size), float("-inf"), dtype=dtype, device=device).triu(1)
 
 
 def matmul_attention(

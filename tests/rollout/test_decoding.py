@@ -2,42 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 from hopd.errors import TaskError
 from hopd.model import load
 from hopd.rollout import NativeEngine, Prompt, Sampling
-from hopd.rollout.decoding import decoding, decoding_note, packed, packs, projection
+from hopd.rollout.decoding import decoding, decoding_note
 
 QUICKSTART = "package:hopd/quickstart/student"
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 200), st.integers(1, 70), st.integers(1, 40), st.booleans(), st.integers(0, 1000))
-@pytest.mark.skipif(not packs(torch.float32), reason="this build of torch packs no weights")
-def test_a_packed_projection_is_a_projection(rows, inputs, outputs, with_bias, seed):
-    """For the number of rows that it was packed for, and for any other."""
-    weight, bias = random(outputs, inputs, seed=seed), random(outputs, seed=seed + 1) if with_bias else None
-    project = packed(weight, bias, rows=64)
-    x = random(rows, 1, inputs, seed=seed + 2)
-    torch.testing.assert_close(project(x), nn.functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("inputs", [64, 1100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_projection_is_one_whatever_it_is_computed_with(inputs, dtype):
-    weight, bias = random(1000, inputs, seed=0).to(dtype), random(1000, seed=1).to(dtype)
-    x = random(5, 1, inputs, seed=2).to(dtype)
-    for offset in (bias, None):
-        expected = nn.functional.linear(x.float(), weight.float(), None if offset is None else offset.float())
-        got = projection(weight, offset, rows=5)(x).float()
-        torch.testing.assert_close(got, expected, rtol=1e-2, atol=0.2 if dtype == torch.bfloat16 else 1e-3)
 
 
 def state_of(model):

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hopd.products import linear, times_transposed
+
 # The float32 logits of one chunk, student's or teacher's, take at most this much: as many positions as matrix products
 # want. Of a CPU's, a block at a time is turned into losses: so much that its temporaries stay in the caches.
 CHUNK_BYTES = 128 * 2**20
@@ -42,7 +44,7 @@ class Head:
         )
 
     def project(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
     def shape(self, raw: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
         """Scale and soft-cap, in float32."""
@@ -114,10 +116,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += losses.detach().sum()
                 statistics.append(stats.detach())
             if grad_hidden is not None:
-                torch.mm(logits, weight, out=grad_hidden[rows])
+                grad_hidden[rows] = times_transposed(logits, weight.T)
             # Chunks are summed in float32 whatever the head's dtype: in bf16 a small late one would be rounded away.
             if wants_weight:
-                product = logits.T @ hidden[rows]
+                product = times_transposed(logits.T, hidden[rows].T)
                 grad_weight = product if grad_weight is None else grad_weight.float().add_(product)
             if wants_bias:
                 summed = logits.sum(0, dtype=torch.float32)

@@ -1,23 +1,16 @@
 """What makes one token a row fast on a CPU: attention as grouped matrix products, and weights in oneDNN's own layout.
 
-Torch's matrix products unpack and repack the weights at every call, which few rows do not pay for; small ones in fp32
-do better with transposed copies. All of it is put in place for the time of a rollout only. On a GPU nothing is changed.
+It is put in place for the time of a rollout only. On a GPU nothing is changed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from functools import partial
 
 from hopd.attention import GROUPED, attention_of, can_choose_attention
 from hopd.model import LanguageModel
+from hopd.products import Projection, for_decoding, packs, replaced_linears
 from hopd.rollout.cache import attends_everywhere
-
-SMALL = 2**19  # weights of a matrix
-Projection = Callable[[Float[Tensor, "*B I"]], Float[Tensor, "*B O"]]
 
 
 @contextmanager
@@ -33,11 +26,8 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
         if not decodes_packed(model):
             yield head.project
             return
-        for linear in model.backbone.modules():
-            if type(linear) is nn.Linear and "forward" not in vars(linear):
-                linear.forward = projection(linear.weight, linear.bias, rows)  # type: ignore[assignment]
-                stack.callback(delattr, linear, "forward")
-        yield projection(head.weight, head.bias, rows)
+        stack.enter_context(replaced_linears(model.backbone, partial(for_decoding, rows=rows)))
+        yield for_decoding(head.weight, head.bias, rows)
 
 
 def groups_attention(model: LanguageModel) -> bool:
@@ -60,31 +50,3 @@ def decoding_note(model: LanguageModel) -> str:
         "grouped attention" if grouped else f"the model's own attention ({attention_of(model)}), which is slower"
     )
     return f"decoding: {dtype}, {attention}, weights {'packed' if decodes_packed(model) else 'as they are'}"
-
-
-def projection(weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, rows: int) -> Projection:
-    """x Wᵀ + b for so many rows. Calls of oneDNN take longer to begin than small products in fp32 take in all."""
-    if weight.numel() > SMALL or weight.dtype != torch.float32:
-        return packed(weight, bias, rows)
-    transposed = weight.detach().T.contiguous()
-    return lambda x: x @ transposed if bias is None else x @ transposed + bias
-
-
-def packed(weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, rows: int) -> Projection:
-    """x Wᵀ + b with a copy of W in the layout that oneDNN likes best for so many rows."""
-    layout = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-
-    def project(x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return torch.ops.mkldnn._linear_pointwise(x, layout, bias, "none", [], "")
-
-    return project
-
-
-@cache
-def packs(dtype: torch.dtype) -> bool:
-    """Whether this build of torch, on this CPU, packs weights of `dtype`: tried, since only trying tells."""
-    weight, x = torch.ones(16, 16, dtype=dtype), torch.ones(2, 16, dtype=dtype)
-    try:
-        return bool((packed(weight, None, rows=2)(x) == 16).all())
-    except (RuntimeError, AttributeError):
-        return False

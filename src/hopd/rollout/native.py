@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache
 
 from hopd.errors import TaskError
 from hopd.model import LanguageModel
+from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
-from hopd.rollout.decoding import Projection, decoding
+from hopd.rollout.decoding import decoding
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout

@@ -4,6 +4,7 @@ import torch
 
 from hopd.model import LanguageModel
 from hopd.objective.signal import Detail, HiddenSignal
+from hopd.products import for_training, replaced_linears
 from hopd.rollout.batch import Batch
 
 
@@ -18,5 +19,6 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, batch: Batch) -> HiddenSignal:
         """Keeps hidden states, not logits: the objective projects them chunk by chunk."""
-        hidden = batch.states(self.model.hidden(batch.ids))
+        with replaced_linears(self.model.backbone, for_training):
+            hidden = batch.states(self.model.hidden(batch.ids))
         return HiddenSignal(self.model.head, hidden, self.temperature)

@@ -12,6 +12,7 @@ from hopd.horizon import Window
 from hopd.model import LanguageModel
 from hopd.objective import Objective
 from hopd.objective.objective import Statistics
+from hopd.products import for_training, replaced_linears
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
 from hopd.teacher import Teacher
 from hopd.training.cost import PassCost
@@ -44,14 +45,15 @@ class Learner:
         batches = self.batches(rollouts, seed)
         mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
-        for batch in batches:
-            total, terms = self.loss(batch)
-            if not torch.isfinite(total):
-                raise NonFiniteLoss(_first_bad(batch, terms))
-            with self.ledger.phase("update"):
-                (total / count).backward()
-            statistics.add_tokens(batch.at, terms)
-            self._account(batch)
+        with replaced_linears(self.student.backbone, for_training):
+            for batch in batches:
+                total, terms = self.loss(batch)
+                if not torch.isfinite(total):
+                    raise NonFiniteLoss(_first_bad(batch, terms))
+                with self.ledger.phase("update"):
+                    (total / count).backward()
+                statistics.add_tokens(batch.at, terms)
+                self._account(batch)
 
     def apply(self, step: int) -> float:
         """Updates the student, and gives the gradient's norm. Raises `NonFiniteLoss` and leaves it as it was where the
