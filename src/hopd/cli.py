@@ -119,6 +119,79 @@ def demo(
 
 
 @app.command()
+def probe(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    student: Annotated[
+        str | None, typer.Option(help="Another student: a checkpoint's directory, a hub name, package:NAME/PATH.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many of the task's prompts are answered.")] = 64,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of equal width, over the longest rollout.")] = 20,
+    out: Annotated[Path, typer.Option(help="Where probe.json and probe.png go.")] = Path("runs/probe"),
+) -> None:
+    """Where in a rollout student and teacher part, position by position, and what horizon that suggests."""
+    from hopd.analysis.probe import probe_recipe
+    from hopd.recipe import Recipe
+
+    probed = probe_recipe(Recipe.load(recipe, overrides), prompts, bins, student)
+    probed.save(out)
+    for sentence in probed.sentences():
+        typer.echo(sentence)
+    typer.echo(f"{out}/probe.json, {out}/probe.png")
+
+
+@app.command()
+def compare(
+    baseline: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of one way, one a seed.")],
+    other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of the other, with the same seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file too.")] = None,
+) -> None:
+    """Compare finished runs: scores at the full length, their difference over seeds, and cost to the target."""
+    import json
+    from dataclasses import asdict
+
+    from hopd.analysis.comparison import compare as run
+
+    compared = run(_named_runs(baseline), _named_runs(other))
+    for line in compared.lines():
+        typer.echo(line)
+    if out:
+        out.write_text(json.dumps(asdict(compared), indent=1), encoding="utf-8")
+
+
+def _named_runs(text: str) -> tuple[str, list[Path]]:
+    name, given, paths = text.partition("=")
+    if not given or not name or not paths:
+        raise RecipeError(
+            f"write NAME=RUN,RUN,… for the runs to compare, such as opd=runs/opd-0,runs/opd-1; got {text!r}"
+        )
+    return name, [Path(path) for path in paths.split(",")]
+
+
+@app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Experiments; all, if none.")] = None,
+    work: Annotated[Path, typer.Option(help="Where results are kept; what is there is not run again.")] = Path(
+        "runs/reproduce"
+    ),
+    out: Annotated[Path, typer.Option(help="Where pages and figures go.")] = Path("docs/results"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds; by default as many as the page needs.")] = None,
+) -> None:
+    """Run the paper's experiments again, and write a page on each: what it claims, what was found, a verdict."""
+    from hopd.errors import nearest
+    from hopd.reproduce import EXPERIMENTS
+    from hopd.reproduce import reproduce as run
+
+    for name in names or []:
+        if name not in EXPERIMENTS:
+            raise RecipeError(
+                f"there is no experiment {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
+            )
+    for name in names or EXPERIMENTS:
+        typer.echo(f"{run(EXPERIMENTS[name], work, out, seeds, log=typer.echo)}")
+
+
+@app.command()
 def make_quickstart(
     out: Annotated[Path, typer.Argument(help="A directory for the two models.")],
     seed: Annotated[int, typer.Option(help="Seed of the weights and the training data.")] = 0,

@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hopd.errors import RecipeError
+from hopd.quickstart import RECIPE
 from hopd.recipe import Recipe
 from hopd.training.distiller import Distiller
 from hopd.training.progress import Progress
-
-RECIPE = Path(__file__).parent / "quickstart" / "recipe.yaml"
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ def capacity(length: int) -> int:
 
 def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
     rows, heads, _, width = old.shape
-    new = old.new_zeros(rows, heads, capacity(end), width)
+    new = old.new_empty(rows, heads, capacity(end), width)
     new[:, :, :used] = old[:, :, :used]
+    new[:, :, used:] = 0
     return new
 
 
@@ -103,9 +104,11 @@ def joined(caches: Sequence[Cache], width: int) -> Cache:
 
 def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> torch.Tensor:
     _, heads, _, size = parts[0].shape
-    whole = parts[0].new_zeros(sum(map(len, parts)), heads, capacity(width), size)
+    whole = parts[0].new_empty(sum(map(len, parts)), heads, capacity(width), size)
     for rows, part, end in zip(whole.split([len(part) for part in parts]), parts, used, strict=True):
+        rows[:, :, : width - end] = 0
         rows[:, :, width - end : width] = part[:, :, :end]
+        rows[:, :, width:] = 0
     return whole
 
 

@@ -1,0 +1,166 @@
+"""Finished runs compared: accuracy at the full length by seed, and what it cost to get there.
+
+Two ways of training differ in what one is asking about (the horizon, say) and in the seed, and in nothing that decides
+what is measured. Runs that differ in that are not compared: the error says what differs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from hopd.errors import RecipeError
+
+# What must be the same in all runs for their accuracies to mean the same.
+SAME = ("student", "teacher", "teachers", "task", "evaluation", "rollout.full_tokens", "rollout.prompt_tokens")
+HOW_OFTEN = ("every", "every_flops", "at_start", "rows")  # of an evaluation, what it does not depend on
+COSTS = {"training_seconds": "seconds", "generated_tokens": "tokens", "training_flops": "FLOPs"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: `curve` are its evaluations, each with the costs up to then."""
+
+    path: Path
+    recipe: Mapping[str, Any]
+    curve: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Raises `RecipeError` if there is no run, or if it is not at its end."""
+        if not (path / "recipe.yaml").exists():
+            raise RecipeError(f"{path} is no run: it holds no recipe.yaml")
+        recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        lines = path / "evaluations.jsonl"
+        text = lines.read_text(encoding="utf-8") if lines.exists() else ""
+        curve = tuple(json.loads(line) for line in text.splitlines() if line.endswith("}"))
+        if not curve:
+            raise RecipeError(f"{path} was never evaluated; give its recipe an evaluation section, or run hopd eval")
+        steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        planned = recipe["training"].get("steps")
+        if curve[-1]["step"] != steps[-1] or (planned is not None and steps[-1] < planned):
+            raise RecipeError(f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; hopd train --resume")
+        return cls(path, recipe, curve)
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @property
+    def last(self) -> float:
+        return float(self.curve[-1]["score"])
+
+    def cost_to(self, target: float, kind: str) -> float | None:
+        """What the run had cost when an evaluation first gave `target`; None if none did."""
+        return next((point[kind] for point in self.curve if point["score"] >= target), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`difference` is the mean over seeds of the other's last score minus the baseline's, `interval` its 95 % interval
+    and `p` the paired t-test's: over runs, so that it holds for another seed and not only for these weights."""
+
+    baseline: str
+    other: str
+    seeds: tuple[int, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    target: float
+    cost_to_target: Mapping[str, Mapping[str, tuple[float | None, ...]]]
+    cost: Mapping[str, Mapping[str, tuple[float, ...]]]
+
+    def lines(self) -> list[str]:
+        said = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}), evaluated to the full length"]
+        for name in (self.baseline, self.other):
+            scores = ", ".join(f"{score:.4g}" for score in self.scores[name])
+            said.append(f"{name}: {np.mean(self.scores[name]):.4g} ({scores})")
+        low, high = self.interval
+        said.append(
+            f"{self.other} − {self.baseline}: {self.difference:+.4g} (95 % interval {low:+.4g} to {high:+.4g}; paired "
+            f"t-test over seeds, p = {self.p:.2g})"
+        )
+        for kind, unit in COSTS.items():
+            mine, theirs = (np.mean(self.cost[name][kind]) for name in (self.other, self.baseline))
+            said.append(f"{unit}: {mine:.3g} against {theirs:.3g} ({mine / theirs:.2f})")
+            ways = [self.cost_to_target[name][kind] for name in (self.other, self.baseline)]
+            said.append(f"{unit} to {self.target:.4g}: {_reached(ways[0])} against {_reached(ways[1])}")
+        return said
+
+
+def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Path]]) -> Comparison:
+    """Two ways of training by name, each with one run a seed. The target is what the baseline ends with, on average.
+
+    Raises `RecipeError` where they cannot be compared.
+    """
+    runs = {
+        name: sorted((Run.read(path) for path in paths), key=lambda run: run.seed) for name, paths in (baseline, other)
+    }
+    first, second = runs[baseline[0]], runs[other[0]]
+    seeds = tuple(run.seed for run in first)
+    if tuple(run.seed for run in second) != seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(
+            f"the seeds must be the same on both sides and each once: {list(seeds)} of {baseline[0]}, "
+            f"{[run.seed for run in second]} of {other[0]}"
+        )
+    if len(seeds) < 2:
+        raise RecipeError("one seed says nothing about another: give two runs or more of each side")
+    for run in (*first[1:], *second):
+        _check_same(first[0], run)
+    scores = {name: tuple(run.last for run in of_name) for name, of_name in runs.items()}
+    differences = np.subtract(scores[other[0]], scores[baseline[0]])
+    target = float(np.mean(scores[baseline[0]]))
+    error = float(differences.std(ddof=1)) / len(seeds) ** 0.5
+    reach = float(stats.t.ppf(0.975, len(seeds) - 1)) * error
+    mean = float(differences.mean())
+    return Comparison(
+        baseline=baseline[0],
+        other=other[0],
+        seeds=seeds,
+        scores=scores,
+        difference=mean,
+        interval=(mean - reach, mean + reach),
+        p=float(2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)) if error else float(mean == 0),
+        target=target,
+        cost_to_target={
+            name: {kind: tuple(run.cost_to(target, kind) for run in of_name) for kind in COSTS}
+            for name, of_name in runs.items()
+        },
+        cost={
+            name: {kind: tuple(float(run.curve[-1][kind]) for run in of_name) for kind in COSTS}
+            for name, of_name in runs.items()
+        },
+    )
+
+
+def _check_same(one: Run, other: Run) -> None:
+    for key in SAME:
+        mine, theirs = (_measured_by(_at(run.recipe, key)) for run in (one, other))
+        if mine != theirs:
+            raise RecipeError(
+                f"{one.path} and {other.path} cannot be compared: {key} is {mine!r} there and {theirs!r} here"
+            )
+
+
+def _measured_by(section: Any) -> Any:
+    if not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key not in HOW_OFTEN}
+
+
+def _at(recipe: Mapping[str, Any], key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = (value or {}).get(part)
+    return value
+
+
+def _reached(costs: Sequence[float | None]) -> str:
+    reached = [cost for cost in costs if cost is not None]
+    return f"{np.mean(reached):.3g} ({len(reached)} of {len(costs)} runs)" if reached else "never"

@@ -1,0 +1,249 @@
+"""The position probe (Fig. 13): where in a rollout student and teacher part, and what horizon that suggests.
+
+The student answers prompts to the full length, and both models read what it wrote. Nothing is trained.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopd.errors import RecipeError
+from hopd.model import LanguageModel
+from hopd.objective.divergence import forward_kl, reverse_kl
+from hopd.objective.head import BLOCK_BYTES, chunks
+from hopd.recipe import Recipe
+from hopd.rollout import NativeEngine, Rollout, pack
+from hopd.tasks import build_prompts
+from hopd.training.models import load_models
+
+TOP = 16
+QUANTILES = (0.5, 0.9, 0.99)
+MEASURES = (
+    "reverse_kl",
+    "forward_kl",
+    "log_ratio",
+    "overlap",
+    "shared_mass",
+    "student_entropy",
+    "teacher_entropy",
+    "gradient",
+)
+PARTED = 2.0  # a bin in which the KL is so many times that of the bins before is where the teacher is left behind
+STANDARD_ERRORS = 2.0  # and by so many more than chance explains
+SPREAD = 0.5  # a bin says something if at least this share of the first bin's rollouts reaches it
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Means over the tokens at positions `start` <= t < `end`, of all rollouts that reach them.
+
+    `reverse_kl` and `forward_kl` (nats) over the whole vocabulary; `error` is the standard error of `reverse_kl` over
+    rollouts. `log_ratio` holds the quantiles 0.5, 0.9 and 0.99 of |r_t|. `overlap` is the share of the student's 16
+    likeliest tokens that are among the teacher's; `shared_mass` the probability that the student gives to these.
+    `gradient_share` is this bin's part of the sum of all tokens' gradient norms (of the reverse KL, with respect to
+    the logits), `token_share` its part of all tokens.
+    """
+
+    start: int
+    end: int
+    tokens: int
+    rollouts: int
+    reverse_kl: float
+    error: float
+    forward_kl: float
+    log_ratio: tuple[float, ...]
+    overlap: float
+    shared_mass: float
+    student_entropy: float
+    teacher_entropy: float
+    gradient_share: float
+    token_share: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`horizon` is the number of tokens after which the teacher is no longer followed, or None if there is none."""
+
+    bins: tuple[Bin, ...]
+    rollouts: int
+    horizon: int | None
+
+    def sentences(self) -> tuple[str, str]:
+        """Where the teacher stops being reliable, and what horizon that suggests."""
+        longest = self.bins[-1].end
+        if self.horizon is None:
+            return (
+                f"In {self.rollouts} rollouts the student stays as close to the teacher late as early: nowhere up to "
+                f"{longest} tokens is the reverse KL {PARTED:g} times what it was before.",
+                "Nothing here speaks for or against a shorter horizon: compare a short one with the full one.",
+            )
+        bin = next(bin for bin in self.bins if bin.start >= self.horizon)
+        before = _mean_before(self.bins, self.horizon)
+        return (
+            f"From token {bin.start} on the teacher is less reliable: the reverse KL is {bin.reverse_kl:.3f} nats a "
+            "token "
+            f"there, {bin.reverse_kl / before:.1f} times that of the tokens before ({before:.3f}).",
+            f"That suggests rollouts of {self.horizon} tokens: the end of the last bin before the KL first is "
+            f"{PARTED:g} times its mean so far, and by {STANDARD_ERRORS:g} standard errors.",
+        )
+
+    def save(self, out: Path) -> None:
+        """`out/probe.json` and `out/probe.png`."""
+        out.mkdir(parents=True, exist_ok=True)
+        content = {"sentences": self.sentences(), "quantiles": QUANTILES, **asdict(self)}
+        (out / "probe.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        draw(self, out / "probe.png")
+
+
+def probe(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rollouts: Sequence[Rollout],
+    bins: int = 20,
+    tokens_per_batch: int = 8192,
+) -> Probe:
+    """Of the student's own `rollouts`, at temperature 1, in `bins` bins of equal width (the last may be shorter)."""
+    longest = max(rollout.length for rollout in rollouts)
+    width = max(1, -(-longest // bins))
+    measured, position, row = measure(student, teacher, rollouts, tokens_per_batch)
+    by_bin = position // width
+    total = max(float(measured["gradient"].sum()), 1e-30)
+    made = []
+    for index in range(int(by_bin.max()) + 1):
+        here = by_bin == index
+        kl = measured["reverse_kl"][here]
+        _, of_rollout = np.unique(row[here], return_inverse=True)
+        means = np.bincount(of_rollout, kl) / np.bincount(of_rollout)
+        made.append(
+            Bin(
+                start=index * width,
+                end=min((index + 1) * width, longest),
+                tokens=int(here.sum()),
+                rollouts=len(means),
+                reverse_kl=float(kl.mean()),
+                error=float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("inf"),
+                forward_kl=float(measured["forward_kl"][here].mean()),
+                log_ratio=tuple(np.quantile(np.abs(measured["log_ratio"][here]), QUANTILES).tolist()),
+                overlap=float(measured["overlap"][here].mean()),
+                shared_mass=float(measured["shared_mass"][here].mean()),
+                student_entropy=float(measured["student_entropy"][here].mean()),
+                teacher_entropy=float(measured["teacher_entropy"][here].mean()),
+                gradient_share=float(measured["gradient"][here].sum() / total),
+                token_share=float(here.mean()),
+            )
+        )
+    return Probe(tuple(made), len(rollouts), suggested_horizon(made))
+
+
+def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:
+    """`hopd probe`: the recipe's student (or another, by its source) and its teacher, on prompts of its task, at its
+    sampling and full length. Raises `RecipeError` where the recipe has several teachers."""
+    if recipe.teacher is None:
+        raise RecipeError("a probe compares with one teacher; write teacher: {model: ...} instead of teachers")
+    if student is not None:
+        recipe = recipe.with_changes(student={"model": student})
+    device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    models = load_models(recipe, device or "cpu")
+    chosen = build_prompts(recipe.task, models.student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
+    engine = NativeEngine(models.student, recipe.rollout.rows)
+    rollouts = engine.sample(chosen.prompts[:prompts], recipe.rollout.full_tokens, recipe.rollout.sampling, recipe.seed)
+    return probe(models.student, models.teachers[None], rollouts, bins)
+
+
+def suggested_horizon(bins: Sequence[Bin]) -> int | None:
+    """Where the first bin begins whose reverse KL is `PARTED` times the mean of all tokens before it, by more than
+    `STANDARD_ERRORS`; bins that few rollouts reach have no say."""
+    for bin in bins[1:]:
+        if bin.rollouts < SPREAD * bins[0].rollouts:
+            return None
+        if bin.reverse_kl - STANDARD_ERRORS * bin.error > PARTED * _mean_before(bins, bin.start):
+            return bin.start
+    return None
+
+
+def _mean_before(bins: Sequence[Bin], position: int) -> float:
+    earlier = [bin for bin in bins if bin.end <= position]
+    return sum(bin.reverse_kl * bin.tokens for bin in earlier) / sum(bin.tokens for bin in earlier)
+
+
+@torch.no_grad()
+def measure(
+    student: LanguageModel, teacher: LanguageModel, rollouts: Sequence[Rollout], tokens_per_batch: int = 8192
+) -> tuple[dict[str, Float[np.ndarray, " N"]], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """`MEASURES` of each token, its position, and the number of its rollout."""
+    place = {id(rollout): index for index, rollout in enumerate(rollouts)}
+    parts: list[Float[Tensor, "n M"]] = []
+    positions, rows = [], []
+    for batch in pack(rollouts, [(0, rollout.length) for rollout in rollouts], tokens_per_batch, student.device):
+        hidden = [batch.states(model.hidden(batch.ids)) for model in (student, teacher)]
+        for part in chunks(len(batch.at.tokens), student.head.vocabulary, 8 * BLOCK_BYTES):
+            s = student.head.logits(hidden[0][part]).log_softmax(-1)
+            g = teacher.head.logits(hidden[1][part]).log_softmax(-1)
+            parts.append(_of_tokens(s, g, batch.at.tokens[part]).cpu())
+        positions.append(batch.at.position.cpu())
+        rows.append(torch.tensor([place[id(rollout)] for rollout in batch.rollouts])[batch.at.row.cpu()])
+    columns = torch.cat(parts).double().unbind(-1)
+    values = {name: column.numpy() for name, column in zip(MEASURES, columns, strict=True)}
+    return values, torch.cat(positions).numpy(), torch.cat(rows).numpy()
+
+
+def _of_tokens(s: Float[Tensor, "n V"], g: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n M"]:
+    """`MEASURES`, from log π_θ and log π_g."""
+    kl, p = reverse_kl(s, g), s.exp()
+    ours, theirs = (x.topk(min(TOP, x.shape[-1]), dim=-1).indices for x in (s, g))
+    shared = (ours[:, :, None] == theirs[:, None, :]).any(-1)
+    log_ratio = (g - s).gather(-1, tokens[:, None])[:, 0]
+    gradient = (p * (s - g - kl[:, None])).norm(dim=-1)  # of the reverse KL, with respect to the student's logits
+    return torch.stack(
+        [
+            kl,
+            forward_kl(s, g),
+            log_ratio,
+            shared.float().mean(-1),
+            (p.gather(-1, ours) * shared).sum(-1),
+            -(p * s).sum(-1),
+            -(g.exp() * g).sum(-1),
+            gradient,
+        ],
+        dim=-1,
+    )
+
+
+def draw(probe: Probe, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 2, figsize=(10, 6.4), sharex=True, layout="constrained")
+    middle = [(bin.start + bin.end) / 2 for bin in probe.bins]
+    divergence, ratio, shared, rest = panels.flat
+    kl, error = ([getattr(bin, name) for bin in probe.bins] for name in ("reverse_kl", "error"))
+    divergence.errorbar(middle, kl, yerr=error, marker="o", markersize=3, label="reverse KL")
+    divergence.plot(middle, [bin.forward_kl for bin in probe.bins], label="forward KL")
+    divergence.set_ylabel("nats a token")
+    for i, quantile in enumerate(QUANTILES):
+        ratio.plot(middle, [bin.log_ratio[i] for bin in probe.bins], label=f"|r|, {quantile:g} quantile")
+    ratio.set_ylabel("nats")
+    shared.plot(middle, [bin.overlap for bin in probe.bins], label=f"top-{TOP} overlap")
+    shared.plot(middle, [bin.shared_mass for bin in probe.bins], label="shared mass")
+    shared.set(ylim=(0, 1.02), xlabel="position")
+    rest.plot(middle, [bin.student_entropy for bin in probe.bins], label="student's entropy, nats")
+    rest.plot(middle, [bin.teacher_entropy for bin in probe.bins], label="teacher's entropy, nats")
+    excess = [bin.gradient_share / bin.token_share for bin in probe.bins]
+    rest.plot(middle, excess, "k:", label="gradient share / token share")
+    rest.set(xlabel="position")
+    for panel in panels.flat:
+        if probe.horizon is not None:
+            panel.axvline(probe.horizon, color="tab:red", linewidth=0.8)
+        panel.legend(frameon=False, fontsize=8)
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

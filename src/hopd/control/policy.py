@@ -1,0 +1,169 @@
+"""Gaussian policies: from what is seen to the mean and the standard deviation of an action.
+
+Sizes are the paper's. A mean is bounded by the action's scale, a standard deviation lies between a twentieth of the
+scale and the scale: densities stay finite (our choice).
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTH, HEADS = 64, 4
+LOG_STD = (math.log(0.05), 0.0)
+
+Gaussian = tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]
+"""Mean and standard deviation."""
+
+
+class Policy(Protocol):
+    def memory(self) -> Any:
+        """What `step` remembers of a rollout, before its first action."""
+        ...
+
+    def step(self, seen: Float[Tensor, "R 4"], memory: Any) -> Gaussian:
+        """The next action's distribution."""
+        ...
+
+    def whole(self, seen: Float[Tensor, "R T 4"]) -> Gaussian:
+        """The distributions of all actions, each of which knows what was seen up to it."""
+        ...
+
+
+def log_prob(gaussian: Gaussian, actions: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B"]:
+    """log π(a), of both coordinates together."""
+    mean, std = gaussian
+    return (-0.5 * ((actions - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class _Heads(nn.Module):
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale, self.mean, self.log_std = scale, nn.Linear(WIDTH, 2), nn.Linear(WIDTH, 2)
+        nn.init.constant_(self.log_std.bias, -1.0)
+
+    def forward(self, state: Float[Tensor, "*B D"]) -> Gaussian:
+        return self.scale * self.mean(state).tanh(), self.scale * self.log_std(state).clamp(*LOG_STD).exp()
+
+
+class MlpPolicy(nn.Module):
+    """Simple navigation: three hidden layers, tanh."""
+
+    def __init__(self, scale: float = 0.8):
+        super().__init__()
+        layers = [
+            nn.Linear(4, WIDTH),
+            nn.Tanh(),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Tanh(),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Tanh(),
+        ]
+        self.body, self.heads = nn.Sequential(*layers), _Heads(scale)
+
+    def memory(self) -> None:
+        return None
+
+    def step(self, seen: Float[Tensor, "R 4"], memory: None = None) -> Gaussian:
+        return self.whole(seen)
+
+    def whole(self, seen: Float[Tensor, "*B 4"]) -> Gaussian:
+        return self.heads(self.body(seen))
+
+
+class OptimalPolicy:
+    """Simple navigation, known in closed form (Fig. 14): straight to the target from wherever it stands."""
+
+    def __init__(self, target: Float[Tensor, " 2"], distance: float, scale: float = 0.8, std: float = 0.25):
+        self.target, self.distance, self.scale, self.std = target, distance, scale, std
+
+    def memory(self) -> None:
+        return None
+
+    def step(self, seen: Float[Tensor, "R 4"], memory: None = None) -> Gaussian:
+        return self.whole(seen)
+
+    def whole(self, seen: Float[Tensor, "*B 4"]) -> Gaussian:
+        way = self.target - self.distance * seen[..., 1:3]
+        mean = way * (self.scale / way.norm(dim=-1, keepdim=True).clamp(min=self.scale))
+        return mean, torch.full_like(mean, self.std * self.scale)
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key_value, self.out = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+
+    def key_values(self, x: Float[Tensor, "R K D"]) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return _heads(key), _heads(value)
+
+    def forward(self, x: Float[Tensor, "R Q D"], key: Tensor, value: Tensor, causal: bool) -> Float[Tensor, "R Q D"]:
+        mixed = nn.functional.scaled_dot_product_attention(_heads(self.query(x)), key, value, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _heads(x: Float[Tensor, "R L D"]) -> Float[Tensor, "R H L W"]:
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+class _Layer(nn.Module):
+    """Pre-LN, GELU, no dropout; `cross` adds attention to the encoder's output."""
+
+    def __init__(self, cross: bool):
+        super().__init__()
+        self.attention, self.before = _Attention(), nn.LayerNorm(WIDTH)
+        self.cross = _Attention() if cross else None
+        self.before_cross = nn.LayerNorm(WIDTH) if cross else None
+        self.feed = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+        )
+
+    def forward(self, x: Tensor, encoded: Tensor | None = None, past: list[Tensor] | None = None) -> Tensor:
+        """`past` are this layer's keys and values of the positions before, to which those of `x` are added."""
+        normed = self.before(x)
+        key, value = self.attention.key_values(normed)
+        if past:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        if past is not None:
+            past[:] = [key, value]
+        x = x + self.attention(normed, key, value, causal=past is None and self.cross is not None)
+        if self.cross is not None and self.before_cross is not None and encoded is not None:
+            x = x + self.cross(self.before_cross(x), *self.cross.key_values(encoded), causal=False)
+        return x + self.feed(x)
+
+
+class TransformerPolicy(nn.Module):
+    """Autoregressive navigation: the encoder (2 layers) reads the task, the decoder (2) velocities and times so far."""
+
+    def __init__(self, scale: float = 0.1):
+        super().__init__()
+        self.task, self.seen = nn.Linear(1, WIDTH), nn.Linear(3, WIDTH)
+        self.encoder = nn.ModuleList(_Layer(cross=False) for _ in range(2))
+        self.decoder = nn.ModuleList(_Layer(cross=True) for _ in range(2))
+        self.norm, self.heads = nn.LayerNorm(WIDTH), _Heads(scale)
+
+    def memory(self) -> list[list[Tensor]]:
+        return [[] for _ in self.decoder]
+
+    def step(self, seen: Float[Tensor, "R 4"], memory: list[list[Tensor]]) -> Gaussian:
+        mean, std = self._decode(seen[:, None], memory)
+        return mean[:, 0], std[:, 0]
+
+    def whole(self, seen: Float[Tensor, "R T 4"]) -> Gaussian:
+        return self._decode(seen, None)
+
+    def _decode(self, seen: Float[Tensor, "R T 4"], memory: list[list[Tensor]] | None) -> Gaussian:
+        encoded = self.task(seen[:, :1, :1])
+        for layer in self.encoder:
+            encoded = layer(encoded)
+        x = self.seen(seen[..., 1:])
+        for i, layer in enumerate(self.decoder):
+            x = layer(x, encoded, None if memory is None else memory[i])
+        return self.heads(self.norm(x))

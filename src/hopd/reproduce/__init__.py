@@ -1,0 +1,26 @@
+"""The paper's experiments, run again at a size that two cores can do, each with a page that says what held."""
+
+from hopd.reproduce.continuation import PrefixContinuation
+from hopd.reproduce.experiment import Experiment
+from hopd.reproduce.horizons import QuickstartHorizons
+from hopd.reproduce.navigation import SimpleNavigation
+from hopd.reproduce.obstacle import AutoregressiveNavigation
+from hopd.reproduce.reverse import ReverseDistillation
+from hopd.reproduce.run import reproduce
+from hopd.reproduce.segments import SegmentAblation
+from hopd.reproduce.variance import SignalVariance
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        SimpleNavigation(),
+        SignalVariance(),
+        AutoregressiveNavigation(),
+        QuickstartHorizons(),
+        PrefixContinuation(),
+        ReverseDistillation(),
+        SegmentAblation(),
+    )
+}
+
+__all__ = ["EXPERIMENTS", "Experiment", "reproduce"]

@@ -1,0 +1,84 @@
+"""Runs what is missing of an experiment, a process for each core, and writes its page."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hopd.reproduce.experiment import Experiment
+from hopd.training.files import write_atomically
+
+Log = Callable[[str], None]
+
+
+def reproduce(experiment: Experiment, work: Path, out: Path, seeds: int | None = None, log: Log = print) -> Path:
+    """Results that lie in `work` already are taken as they are, so that an interrupted run goes on. Gives the page."""
+    count, folder = seeds or experiment.seeds, work / experiment.name
+    jobs = [(variant, seed) for seed in range(count) for variant in experiment.variants()]
+    missing = [job for job in jobs if not _result(folder, *job).exists()]
+    log(f"{experiment.name}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    unprepared = sorted({seed for _, seed in missing if not _prepared(folder, seed).exists()})
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        _wait(pool, [(_prepare, experiment, folder, seed) for seed in unprepared], log)
+        _wait(pool, [(_run, experiment, folder, *job) for job in missing], log)
+    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in experiment.variants()}
+    for variant, seed in jobs:
+        results[variant].append(json.loads(_result(folder, variant, seed).read_text()))
+    out.mkdir(parents=True, exist_ok=True)
+    page = experiment.page(results, out)
+    spent = sum(result["seconds"] for of_variant in results.values() for result in of_variant)
+    spent += sum(json.loads(_prepared(folder, seed).read_text())["seconds"] for seed in range(count))
+    write_atomically(out / f"{experiment.name}.json", json.dumps(results, indent=None))
+    path = out / f"{experiment.name}.md"
+    write_atomically(path, page.markdown(experiment.name, count, spent, machine()))
+    return path
+
+
+def machine() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores ({names[0]})" if names else f"{os.cpu_count()} cores"
+
+
+def _wait(pool: ProcessPoolExecutor, calls: Sequence[tuple[Any, ...]], log: Log) -> None:
+    running = [pool.submit(*call) for call in calls]
+    for number, finished in enumerate(as_completed(running), start=1):
+        log(f"  {number} of {len(calls)}: {finished.result()}")
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _prepare(experiment: Experiment, folder: Path, seed: int) -> str:
+    shared = folder / f"seed-{seed}"
+    shared.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    experiment.prepare(seed, shared)
+    seconds = time.perf_counter() - started
+    write_atomically(_prepared(folder, seed), json.dumps({"seconds": seconds}))
+    return f"seed {seed} prepared in {seconds:.0f} s"
+
+
+def _run(experiment: Experiment, folder: Path, variant: str, seed: int) -> str:
+    started = time.perf_counter()
+    result = experiment.run(variant, seed, folder / f"seed-{seed}")
+    seconds = time.perf_counter() - started
+    write_atomically(_result(folder, variant, seed), json.dumps(result | {"seconds": seconds}))
+    return f"{variant}, seed {seed}: {seconds:.0f} s"
+
+
+def _prepared(folder: Path, seed: int) -> Path:
+    return folder / f"seed-{seed}" / "prepared.json"
+
+
+def _result(folder: Path, variant: str, seed: int) -> Path:
+    return folder / f"seed-{seed}" / f"{variant}.json"

@@ -1,0 +1,110 @@
+"""Finished runs compared, on real runs of seconds; and the refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hopd.analysis.comparison import Run, compare
+from hopd.errors import RecipeError
+from hopd.recipe import Recipe
+from hopd.training.distiller import Distiller
+
+EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 32, seed: 9}, every: 1}"
+
+
+@pytest.fixture
+def run(tiny):
+    """Trains the tiny recipe under another name, with changes; gives its directory."""
+
+    def trained(name, *changes):
+        return Distiller(Recipe.load(tiny, [f"name={name}", EVALUATION, *changes])).train().directory.path
+
+    return trained
+
+
+def test_two_ways_of_training(run, command, tmp_path):
+    sides = {
+        "short": [run(f"short-{seed}", f"seed={seed}") for seed in (0, 1)],
+        "long": [run(f"long-{seed}", f"seed={seed}", "horizon.tokens=16") for seed in (1, 0)],
+    }
+    found = compare(("short", sides["short"]), ("long", sides["long"]))
+    assert found.seeds == (0, 1)
+    assert found.cost["long"]["generated_tokens"] > found.cost["short"]["generated_tokens"]
+    last = {
+        name: [json.loads((path / "evaluations.jsonl").read_text().splitlines()[-1])["score"] for path in paths]
+        for name, paths in (("short", sides["short"]), ("long", sides["long"][::-1]))
+    }
+    assert found.scores == {name: tuple(scores) for name, scores in last.items()}
+    assert found.difference == pytest.approx(np.mean(last["long"]) - np.mean(last["short"]))
+    assert found.target == pytest.approx(np.mean(last["short"]))
+    ended = command(
+        "compare", *(f"{name}={','.join(map(str, paths))}" for name, paths in sides.items()), "--out", "found.json"
+    )
+    assert ended.code == 0, ended.err
+    assert "long − short" in ended.out
+    assert json.loads((tmp_path / "found.json").read_text())["seeds"] == [0, 1]
+
+
+def fake(path, seed, scores, **changes):
+    """A finished run's files, with these evaluations."""
+    path.mkdir()
+    recipe = {"seed": seed, "training": {"steps": len(scores)}, "rollout": {"full_tokens": 10}, "task": {"size": 1}}
+    (path / "recipe.yaml").write_text(json.dumps(recipe | changes))
+    points = [
+        {"step": i + 1, "score": score, "training_seconds": i + 1.0, "generated_tokens": 10, "training_flops": 1e9}
+        for i, score in enumerate(scores)
+    ]
+    for name in ("evaluations", "metrics"):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    return path
+
+
+def test_the_test_is_paired_over_seeds(tmp_path):
+    ours, theirs = [0.5, 0.7, 0.9, 0.8], [0.55, 0.74, 0.97, 0.86]
+    a = [fake(tmp_path / f"a{i}", i, [0.1, score]) for i, score in enumerate(ours)]
+    b = [fake(tmp_path / f"b{i}", i, [0.73, score]) for i, score in enumerate(theirs)]
+    found = compare(("a", a), ("b", b))
+    expected = stats.ttest_rel(theirs, ours)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p < 0.01 < stats.ttest_ind(theirs, ours).pvalue  # unpaired, nothing would show
+    assert found.target == pytest.approx(0.725)
+    assert found.cost_to_target["b"]["training_seconds"] == (1.0, 1.0, 1.0, 1.0)
+    assert found.cost_to_target["a"]["training_seconds"] == (None, None, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rollout": {"full_tokens": 20}}, "rollout.full_tokens is 10 there and 20 here"),
+        ({"task": {"size": 2}}, "task is"),
+        ({"evaluation": {"samples": 2}}, "evaluation is"),
+        ({"seed": 3}, "seeds must be the same"),
+        ({"training": {"steps": 5}}, "not finished: 2 steps of 5"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(tmp_path, changes, said):
+    a = [fake(tmp_path / f"a{i}", i, [0.1, 0.2]) for i in (0, 1)]
+    b = [fake(tmp_path / "b0", 0, [0.1, 0.2]), fake(tmp_path / "b1", 1, [0.1, 0.2], **changes)]
+    with pytest.raises(RecipeError, match=said):
+        compare(("a", a), ("b", b))
+
+
+def test_how_often_runs_were_evaluated_may_differ(tmp_path):
+    sides = [
+        [fake(tmp_path / f"{k}{i}", i, [0.2], evaluation={"samples": 2, "every": k}) for i in (0, 1)] for k in (1, 2)
+    ]
+    assert compare(("a", sides[0]), ("b", sides[1])).difference == 0
+
+
+def test_one_seed_is_refused_and_so_is_what_is_no_run(tmp_path):
+    one = [fake(tmp_path / "a", 0, [0.1])]
+    with pytest.raises(RecipeError, match="one seed"):
+        compare(("a", one), ("b", one))
+    with pytest.raises(RecipeError, match="is no run"):
+        Run.read(tmp_path)
+    (one[0] / "evaluations.jsonl").unlink()
+    with pytest.raises(RecipeError, match="never evaluated"):
+        Run.read(one[0])
