@@ -87,7 +87,7 @@ def test_the_test_is_paired_over_seeds(tmp_path):
 )
 def test_what_is_not_comparable_is_refused(tmp_path, changes, said):
     a = [fake(tmp_path / f"a{i}", i, [0.1, 0.2]) for i in (0, 1)]
-    b = [fake(tmp_path / "b0", 0, [0.1, 0.2]), fake(tmp_path / "b1", 1, [0.1, 0.2], **changes)]
+    b = [fake(tmp_path / "b0", 0, [0.1, 0.2]), fake(tmp_path / "b1", **{"seed": 1, "scores": [0.1, 0.2]} | changes)]
     with pytest.raises(RecipeError, match=said):
         compare(("a", a), ("b", b))
 

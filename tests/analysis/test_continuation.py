@@ -13,7 +13,7 @@ from hopd.tasks import RepeatedAddition
 from hopd.tasks.prompts import encode
 
 STUDENT, TEACHER = (load(f"package:hopd/quickstart/{name}") for name in ("student", "teacher"))
-FULL, GREEDY = 60, Sampling(temperature=0.0)
+FULL, GREEDY = 90, Sampling(temperature=0.0)
 
 
 @pytest.fixture(scope="module")

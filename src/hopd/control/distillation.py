@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ def distil(
     gamma: float = 0.0,
     rollouts: int = 64,
     learning_rate: float = 1e-3,
+    schedule: Literal["constant", "linear"] = "constant",
     every: int = 10,
 ) -> Curve:
     """The student's success on `course` (the teacher's task), before the first step and `every` so many steps.
@@ -53,6 +55,8 @@ def distil(
     optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
     costs, curve = Ledger(ledger), [Point(0, 0, _success(student, course, looked), 0, 0.0)]
     for step in range(steps):
+        if schedule == "linear":
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         decision = controller.decide(step)
         with costs.phase("rollout"):
             taken = course.sample(student, rollouts, decision.tokens, drawn)

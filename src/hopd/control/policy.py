@@ -1,6 +1,6 @@
 """Gaussian policies: from what is seen to the mean and the standard deviation of an action.
 
-Sizes are the paper's. A mean is bounded by the action's scale, a standard deviation lies between a twentieth of the
+Sizes are the paper's. A mean is bounded by the action's scale, a standard deviation lies between a tenth of the
 scale and the scale: densities stay finite (our choice).
 """
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 WIDTH, HEADS = 64, 4
-LOG_STD = (math.log(0.05), 0.0)
+LOG_STD = (math.log(0.1), 0.0)
 
 Gaussian = tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]
 """Mean and standard deviation."""

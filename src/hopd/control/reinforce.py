@@ -21,10 +21,14 @@ def reinforce(
     learning_rate: float = 1e-3,
     discount: float = 0.95,
     every: int = 25,
+    at_least: int = 0,
 ) -> float:
-    """Trains `policy` until it succeeds in `LEARNT` of 1024 rollouts, looked at `every` so many steps, or `steps` are
-    over; gives the success. The reward of an action is minus the distance that is left, relative to the whole way, and
-    minus `COLLISION` inside the obstacle; its return is compared with the mean of all rollouts at that time."""
+    """Trains `policy` until it succeeds in `LEARNT` of 1024 rollouts, looked at `every` so many steps and `at_least` so
+    many in all, or until `steps` are over; gives the success.
+
+    The reward of an action is minus the distance that is left, relative to the whole way, and minus `COLLISION` inside
+    the obstacle; its return is compared with the mean of all rollouts at that time.
+    """
     assert isinstance(policy, nn.Module)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
@@ -42,7 +46,7 @@ def reinforce(
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        if step % every == 0:
+        if step % every == 0 and step >= at_least:
             success = float(course.success(course.sample(policy, 1024, STEPS, generator).positions).float().mean())
             if success >= LEARNT:
                 break

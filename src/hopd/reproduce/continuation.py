@@ -10,8 +10,8 @@ from hopd.analysis.probe import probe
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.reproduce.experiment import Claim, Page, Results, table
-from hopd.reproduce.figures import interval, save
-from hopd.reproduce.language import SEEDS, mean, quickstart, student_after, topd, train
+from hopd.reproduce.figures import interval, mean, save
+from hopd.reproduce.language import SEEDS, quickstart, student_after, topd, train
 from hopd.rollout import NativeEngine
 from hopd.tasks import build_prompts
 

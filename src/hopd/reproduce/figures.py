@@ -39,7 +39,10 @@ def save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def interval(shares: Sequence[float]) -> str:
     """Mean of the seeds, and the lowest and highest, in percent."""
-    mean = 100 * sum(shares) / len(shares)
-    return f"{mean:.0f} % ({100 * min(shares):.0f}–{100 * max(shares):.0f})"
+    return f"{100 * mean(shares):.0f} % ({100 * min(shares):.0f}–{100 * max(shares):.0f})"

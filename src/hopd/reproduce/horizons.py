@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hopd.reproduce.experiment import Claim, Page, Results, table
-from hopd.reproduce.figures import interval, save
-from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, final, mean, quickstart, topd, train
+from hopd.reproduce.figures import interval, mean, save
+from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, final, quickstart, topd, train
 
 # Horizon, steps, and how often it is looked at: the shorter its steps, the more of them.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int, int]] = {

@@ -44,10 +44,6 @@ def final(results: Sequence[Mapping[str, Any]], key: str = "accuracy") -> list[f
     return [run["curve"][-1][key] for run in results]
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def student_after(recipe: Recipe) -> str:
     """Where the trained student lies."""
     return str(sorted((recipe.directory / "checkpoints").glob("step-*"))[-1])

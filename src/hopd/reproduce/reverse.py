@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hopd.reproduce.experiment import Claim, Page, Results, table
-from hopd.reproduce.figures import interval, save
-from hopd.reproduce.language import OPD, SEEDS, final, mean, quickstart, topd, train
+from hopd.reproduce.figures import interval, mean, save
+from hopd.reproduce.language import OPD, SEEDS, final, quickstart, topd, train
 
 # As many tokens each, about.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hopd.reproduce.experiment import Claim, Page, Results, table
-from hopd.reproduce.figures import interval, save
-from hopd.reproduce.language import OPD, SEEDS, final, mean, quickstart, train
+from hopd.reproduce.figures import interval, mean, save
+from hopd.reproduce.language import OPD, SEEDS, final, quickstart, train
 
 STARTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 STEPS = 16
