@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make bench: each sets up .venv by itself on a fresh machine.
+# make demo · make test · make lint · make bench · make reproduce: each sets up .venv by itself on a fresh machine.
 PYTHON ?= python3
 # The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench reproduce format clean
 
 demo: .venv/.installed
 	$(BIN)/hopd demo
@@ -21,6 +21,10 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
+
+# The paper's experiments, each with a page in docs/results. What has been run is not run again.
+reproduce: .venv/.installed
+	$(BIN)/hopd reproduce
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

@@ -38,7 +38,8 @@ class Squares:
 def test_what_is_there_is_not_run_again(tmp_path):
     work, out, said = tmp_path / "work", tmp_path / "out", []
     page = reproduce(Squares(), work, out, log=said.append)
-    results = json.loads((out / "squares.json").read_text())
+    results = json.loads((out / "squares.json").read_text())["results"]
+    assert "[Squares](squares.md) | squares are smaller than cubes" in (out / "README.md").read_text()
     assert {v: [run["value"] for run in runs] for v, runs in results.items()} == {"square": [1, 4], "cube": [1, 8]}
     assert "**holds**" in page.read_text()
     assert "`hopd reproduce squares`" in page.read_text()

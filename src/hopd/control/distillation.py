@@ -84,7 +84,7 @@ def distil(
 
 
 def as_json(curve: Curve) -> list[dict[str, float]]:
-    return [asdict(point) for point in curve]
+    return [asdict(point) | {"seconds": round(point.seconds, 2), "success": round(point.success, 4)} for point in curve]
 
 
 def _success(policy: Policy, course: Course, generator: torch.Generator) -> float:

@@ -17,7 +17,7 @@ from hopd.tasks import build_prompts
 
 STEPS = 48
 PAPER = {"before": (31.3, 31.8, 33.3, 35.2, 38.5, 42.1), "after": (50.5, 51.0, 51.1, 50.3, 51.5, 50.8)}
-FLAT = 0.03  # accuracies closer than this are called the same: two standard errors of 512 problems at 0.9
+FLAT = 0.03  # accuracies closer than this are called the same: two standard errors of 256 problems at 0.94
 
 
 class PrefixContinuation:

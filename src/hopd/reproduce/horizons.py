@@ -11,8 +11,8 @@ from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, final, quickstar
 # Horizon, steps, and how often it is looked at: the shorter its steps, the more of them.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int, int]] = {
     "OPD": (OPD, 16, 2),
-    "POPD": (POPD, 24, 2),
-    "TOPD 0.1": (topd(0.1), 48, 4),
+    "POPD": (POPD, 24, 3),
+    "TOPD 0.1": (topd(0.1), 48, 6),
 }
 
 

@@ -19,7 +19,7 @@ ANGLES = (30, 45, 60, 75, 90)
 GAMMAS = {"token": 0.0, "0.9": 0.9, "sequence": 1.0}
 # REINFORCE steps that a policy gets at least: stopped as soon as it knows its task, or trained on.
 KINDS = {"early": 0, "late": 600}
-STEPS_OF_DISTILLATION = 300
+STEPS_OF_DISTILLATION = 200
 SHOWN = 8  # rollouts that are drawn
 DRAWN = (("late", "token", "30"), ("late", "token", "90"), ("late", "sequence", "90"))
 

@@ -3,15 +3,17 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hopd.reproduce.experiment import Experiment
+from hopd.reproduce.experiment import Experiment, table
 from hopd.training.files import write_atomically
 
 Log = Callable[[str], None]
@@ -35,10 +37,26 @@ def reproduce(experiment: Experiment, work: Path, out: Path, seeds: int | None =
     page = experiment.page(results, out)
     spent = sum(result["seconds"] for of_variant in results.values() for result in of_variant)
     spent += sum(json.loads(_prepared(folder, seed).read_text())["seconds"] for seed in range(count))
-    write_atomically(out / f"{experiment.name}.json", json.dumps(results, indent=None))
+    content = {"title": page.title, "claims": [asdict(claim) for claim in page.claims], "results": results}
+    write_atomically(out / f"{experiment.name}.json", json.dumps(content, ensure_ascii=False))
     path = out / f"{experiment.name}.md"
     write_atomically(path, page.markdown(experiment.name, count, spent, machine()))
+    write_atomically(out / "README.md", _index(out))
     return path
+
+
+def _index(out: Path) -> str:
+    """The verdicts of all pages that there are."""
+    pages = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
+    rows = [
+        [f"[{page['title']}]({name}.md)", claim["claim"], claim["found"], f"**{claim['verdict']}**"]
+        for name, page in pages.items()
+        for claim in page["claims"]
+    ]
+    counted = Counter(claim["verdict"] for page in pages.values() for claim in page["claims"])
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+    lines = ["# What held", "", f"Written by `hopd reproduce`. Of {len(rows)} claims: {said}.", ""]
+    return "\n".join([*lines, table(["page", "the paper's claim", "here", "verdict"], rows)]) + "\n"
 
 
 def machine() -> str:
