@@ -1,7 +1,7 @@
 """hopd: horizon-controlled on-policy distillation.
 
-`Recipe`, `Distiller`, `evaluate`, and `horizon` for a loop of your own. Names are imported when they are used, so that
-`import hopd` does not wait for torch.
+`Recipe`, `Distiller`, `evaluate`, `probe`, `compare`, and `horizon` for a loop of your own. Names are imported when they
+are used, so that `import hopd` does not wait for torch.
 """
 
 import importlib
@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hopd import horizon as horizon
+    from hopd.analysis import compare as compare
+    from hopd.analysis import probe as probe
     from hopd.evaluation import evaluate as evaluate
     from hopd.recipe import Recipe as Recipe
     from hopd.training.distiller import Distiller as Distiller
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "Recipe", "evaluate", "horizon"]
+__all__ = ["Distiller", "Recipe", "compare", "evaluate", "horizon", "probe"]
 
 _HOMES = {
     "Distiller": "hopd.training.distiller",
     "Recipe": "hopd.recipe",
+    "compare": "hopd.analysis",
     "evaluate": "hopd.evaluation",
+    "probe": "hopd.analysis",
 }
 
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from hopd.analysis import continuation as module
 from hopd.analysis.continuation import continuation
 from hopd.errors import RecipeError
-from hopd.evaluation.accuracy import evaluate
+from hopd.evaluation.accuracy import evaluate, measure
 from hopd.model import load
 from hopd.rollout import NativeEngine, Sampling
 from hopd.tasks import RepeatedAddition
@@ -35,8 +34,10 @@ def test_with_nearly_all_of_the_answer_it_is_the_teachers(prompts):
 
 def test_the_prefix_is_the_teachers_and_the_rest_the_students(prompts, monkeypatch):
     kept = []
-    real = module.measure
-    monkeypatch.setattr(module, "measure", lambda rollouts, *given: kept.append(rollouts) or real(rollouts, *given))
+    monkeypatch.setattr(
+        "hopd.analysis.continuation.measure",
+        lambda rollouts, *given: kept.append(rollouts) or measure(rollouts, *given),
+    )
     continuation(STUDENT, TEACHER, prompts, FULL, GREEDY, ratios=[0.25])
     cut = round(0.25 * FULL)
     written = NativeEngine(TEACHER).sample(prompts.prompts, FULL, GREEDY, 0)

@@ -1,5 +1,6 @@
-"""What a student and a teacher are like, position by position, before anybody trains."""
+"""What a student and a teacher are like, position by position, and how finished runs differ."""
 
+from hopd.analysis.comparison import Comparison, compare
 from hopd.analysis.probe import Probe, probe
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Comparison", "Probe", "compare", "probe"]
