@@ -1,7 +1,7 @@
 """hopd: horizon-controlled on-policy distillation.
 
-`Recipe`, `Distiller`, `evaluate`, `probe`, `compare`, and `horizon` for a loop of your own. Names are imported when they
-are used, so that `import hopd` does not wait for torch.
+`Recipe`, `Distiller`, `evaluate`, `probe`, `compare`, and `horizon` for a loop of your own. Names are imported when
+they are used, so that `import hopd` does not wait for torch.
 """
 
 import importlib

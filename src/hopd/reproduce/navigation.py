@@ -85,7 +85,6 @@ class SimpleNavigation:
             f"teachers {teachers[kind]}: fails at {', '.join(f'{angle}°' for angle in angles) or 'no angle'}"
             for kind, angles in failing.items()
         )
-        large = all(any(set(ANGLES[i:]) == set(angles) for i in range(5)) for angles in failing.values())
         claims = [
             Claim(
                 "token-level signals work at every mismatch (at least 95 %)",
@@ -96,7 +95,7 @@ class SimpleNavigation:
                 "sequence-level signals work at 30 and 45 degrees and fail from 60 on",
                 said,
                 "holds"
-                if [60, 75, 90] in failing.values() and large
+                if all(angles == [60, 75, 90] for angles in failing.values())
                 else "holds in part"
                 if any(failing.values())
                 else "does not hold",
