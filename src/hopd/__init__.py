@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hopd import horizon as horizon
-    from hopd.analysis import compare as compare
-    from hopd.analysis import probe as probe
+    from hopd.analysis.comparison import compare as compare
+    from hopd.analysis.probe import probe as probe
     from hopd.evaluation import evaluate as evaluate
     from hopd.recipe import Recipe as Recipe
     from hopd.training.distiller import Distiller as Distiller
@@ -21,9 +21,9 @@ __all__ = ["Distiller", "Recipe", "compare", "evaluate", "horizon", "probe"]
 _HOMES = {
     "Distiller": "hopd.training.distiller",
     "Recipe": "hopd.recipe",
-    "compare": "hopd.analysis",
+    "compare": "hopd.analysis.comparison",
     "evaluate": "hopd.evaluation",
-    "probe": "hopd.analysis",
+    "probe": "hopd.analysis.probe",
 }
 
 
