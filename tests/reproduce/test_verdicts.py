@@ -102,6 +102,7 @@ def test_segment_ablation(tmp_path, lasts, expected):
     [
         ([0.95] * 6, 2.0, ["holds", "holds", "holds"]),
         ([0.90, 0.9, 0.9, 0.95, 0.95, 0.96], 1.0, ["holds", "holds in part", "does not hold"]),
+        ([0.40, 0.4, 0.5, 0.7, 0.85, 0.96], 1.0, ["holds", "does not hold", "does not hold"]),
     ],
 )
 def test_prefix_continuation(tmp_path, after, growth, expected):

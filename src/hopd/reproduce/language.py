@@ -29,7 +29,7 @@ def quickstart(
     evaluation = recipe.evaluation.model_dump() | {"every": every, "at_start": True}
     evaluation["task"] = dict(evaluation["task"]) | {"size": HELD_OUT}
     training = recipe.training.model_dump() | {"steps": steps}
-    changes = {"name": name, "output": str(work), "horizon": dict(horizon), "training": training}
+    changes = {"name": name.replace(" ", "-"), "output": str(work), "horizon": dict(horizon), "training": training}
     return recipe.with_changes(**changes, evaluation=evaluation, **sections)
 
 
