@@ -135,8 +135,8 @@ paper's encoder–decoder Transformer, sees the velocities so far and has to kno
 target lies at 45°, 10 away, with a disc of radius 2 half-way; the student knows a target at 0° without an obstacle.
 Success is to end within 1.0 of the target and never to touch the disc. Student and teacher of each seed are trained by
 REINFORCE until 99 % of 1024 rollouts succeed: that rule, and nothing that distillation did, chose what the paper leaves
-open (geometry, noise, 64 rollouts a step, Adam at 5e-4 as in REINFORCE, decaying to zero). POPD starts at one action,
-ΔH = 1, Δk = 2."""
+open (geometry, noise, 64 rollouts a step), but for the learning rate: at 1e-3 OPD and POPD alike swung between 0 and
+100 %, so it is REINFORCE's 5e-4, decaying to zero. POPD starts at one action, ΔH = 1, Δk = 2."""
 
 
 def _load(path: Path) -> TransformerPolicy:
