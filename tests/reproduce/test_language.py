@@ -40,7 +40,6 @@ def test_reverse_distillation_begins_with_the_strong_model(tmp_path):
     found = EXPERIMENTS["reverse-distillation"].run("OPD", 0, tmp_path)
     assert found["curve"][0]["accuracy"] > 0.9
     assert found["teacher"] < 0.3
-    assert found["curve"][-1]["accuracy"] < found["curve"][0]["accuracy"]
 
 
 def test_prefix_continuation(tmp_path):
