@@ -1,5 +1,4 @@
-"""Prefix continuation (Fig. 9 and 10): the teacher begins an answer, the student ends it. How much does the start "
-"help?"""
+"""Prefix continuation (Fig. 9 and 10): the teacher begins an answer, the student ends it."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,4 @@
-"""The paper's two navigation tasks: Gaussian policies, whose actions are the tokens, on hopd's horizons and "
-"objective."""
+"""The paper's two navigation tasks: Gaussian policies whose actions are the tokens, on hopd's own horizons."""
 
 from hopd.control.course import Course, Trajectories
 from hopd.control.distillation import Curve, Point, distil

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopd.control.policy import Policy
@@ -78,3 +78,9 @@ class Trajectories:
     observations: Float[Tensor, "R T 4"]
     actions: Float[Tensor, "R T 2"]
     positions: Float[Tensor, "R T 2"]
+
+
+def places(rollouts: int, tokens: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Row and position of each token, in the order of flattened (rollouts, tokens)."""
+    row, position = torch.meshgrid(torch.arange(rollouts), torch.arange(tokens), indexing="ij")
+    return row.flatten(), position.flatten()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hopd.control.course import STEPS, Course
+from hopd.control.course import STEPS, Course, places
 from hopd.control.policy import Policy, log_prob
 from hopd.horizon import Controller
 from hopd.objective.credit import discounted_credit
@@ -64,7 +64,7 @@ def distil(
             teacher_log_prob = log_prob(teacher.whole(taken.observations), taken.actions).flatten()
         with costs.phase("update"):
             student_log_prob = log_prob(student.whole(taken.observations), taken.actions).flatten()
-            row, position = _places(rollouts, decision.tokens)
+            row, position = places(rollouts, decision.tokens)
             log_ratio = (teacher_log_prob - student_log_prob).detach()
             loss = sampled(student_log_prob, discounted_credit(log_ratio, row, position, gamma)).sum() / len(row)
             optimizer.zero_grad()
@@ -89,9 +89,3 @@ def as_json(curve: Curve) -> list[dict[str, float]]:
 
 def _success(policy: Policy, course: Course, generator: torch.Generator) -> float:
     return float(course.success(course.sample(policy, EVALUATED, STEPS, generator).positions).float().mean())
-
-
-def _places(rollouts: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and position of each token, in the order of flattened (rollouts, tokens)."""
-    row, position = torch.meshgrid(torch.arange(rollouts), torch.arange(tokens), indexing="ij")
-    return row.flatten(), position.flatten()

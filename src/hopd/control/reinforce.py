@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hopd.control.course import DISTANCE, STEPS, Course
+from hopd.control.course import DISTANCE, STEPS, Course, places
 from hopd.control.policy import Policy, log_prob
 from hopd.objective.credit import discounted_credit
 from hopd.objective.estimator import sampled
@@ -32,9 +32,7 @@ def reinforce(
     assert isinstance(policy, nn.Module)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
-    row, position = (
-        index.flatten() for index in torch.meshgrid(torch.arange(rollouts), torch.arange(STEPS), indexing="ij")
-    )
+    row, position = places(rollouts, STEPS)
     success = 0.0
     for step in range(1, steps + 1):
         taken = course.sample(policy, rollouts, STEPS, generator)

@@ -31,7 +31,7 @@ class Experiment(Protocol):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, what was found, and why we think so."""
+    """One claim of the paper, and what was found."""
 
     claim: str
     found: str

@@ -1,6 +1,5 @@
 """What the language experiments share: the quickstart's recipe with changes, run to its end or read if it was."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ def topd(ratio: float) -> dict[str, Any]:
     return {"controller": "truncated", "ratio": ratio}
 
 
-def quickstart(
-    name: str, seed: int, work: Path, horizon: Mapping[str, Any], steps: int, every: int, **sections: Any
-) -> Recipe:
+def quickstart(name: str, seed: int, work: Path, horizon: Mapping[str, Any], steps: int, every: int) -> Recipe:
     """The quickstart's recipe with another horizon and number of steps, evaluated on `HELD_OUT` problems."""
     recipe = Recipe.load(RECIPE, [f"seed={seed}"])
     assert recipe.evaluation is not None
@@ -30,13 +27,13 @@ def quickstart(
     evaluation["task"] = dict(evaluation["task"]) | {"size": HELD_OUT}
     training = recipe.training.model_dump() | {"steps": steps}
     changes = {"name": name.replace(" ", "-"), "output": str(work), "horizon": dict(horizon), "training": training}
-    return recipe.with_changes(**changes, evaluation=evaluation, **sections)
+    return recipe.with_changes(**changes, evaluation=evaluation)
 
 
 def train(recipe: Recipe) -> list[dict[str, Any]]:
     """The evaluations of the run, each with its costs; a run that was interrupted goes on."""
     result = Distiller(recipe, resume=True, progress=Progress(quiet=True)).train()
-    return [json.loads(json.dumps(line)) for line in result.directory.read("evaluations")]
+    return list(result.directory.read("evaluations"))
 
 
 def final(results: Sequence[Mapping[str, Any]], key: str = "accuracy") -> list[float]:

@@ -47,9 +47,9 @@ class SimpleNavigation:
         course = _course(angle)
         teacher: Policy
         if kind == "optimal":
-            student, teacher = _load(work / "early-student.pt"), OptimalPolicy(course.target, DISTANCE)
+            student, teacher = load_policy(work / "early-student.pt"), OptimalPolicy(course.target, DISTANCE)
         else:
-            student, teacher = (_load(work / f"{kind}-{task}.pt") for task in ("student", angle))
+            student, teacher = (load_policy(work / f"{kind}-{task}.pt") for task in ("student", angle))
         before, ledger = copy.deepcopy(student), work / f"{variant}-ledger.json"
         curve = distil(
             student,
@@ -132,9 +132,7 @@ task to 99 % of 1024 rollouts. When to stop is open too, so both are run: as soo
 %"), and not before {KINDS["late"]} steps ("trained on"; added after one seed of the former had shown no failure).
 Distillation: 64 rollouts a step, Adam at 1e-3. The optimal teacher's standard deviation is a quarter of the scale."""
 
-REMARKS = """How sure the teacher is decides, more than the angle. A policy that no longer explores has a small standard
-deviation, and far from its mean its log-density is a large number that says little; summed over the rest of a rollout
-that is noise of Proposition 1's kind. A policy stopped at 99 % is still wide, and its log-ratios are small."""
+REMARKS = """How long the teacher was trained decides as much as the angle. Why was not measured."""
 
 
 def _course(task: str) -> Course:
@@ -142,7 +140,7 @@ def _course(task: str) -> Course:
     return Course(angle=0.0) if task == "student" else Course(angle=float(task), task=1.0)
 
 
-def _load(path: Path) -> Policy:
+def load_policy(path: Path) -> MlpPolicy:
     policy = MlpPolicy()
     policy.load_state_dict(torch.load(path, weights_only=True))
     return policy

@@ -65,12 +65,6 @@ class SegmentAblation:
                     "holds" if min(accuracy[self.variants()[-1]]) < untrained else "does not hold",
                 ),
             ],
-            remarks=(
-                "Every addition of an answer needs the same skill. A late segment is as good a lesson here where the "
-                "teacher "
-                "is as reliable late as early: the position bias belongs to the task and the teacher, not to "
-                "distillation."
-            ),
         )
 
 

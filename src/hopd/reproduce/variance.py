@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopd.control.course import STEPS, Course
+from hopd.control.course import STEPS, Course, places
 from hopd.control.policy import MlpPolicy, log_prob
 from hopd.control.reinforce import reinforce
 from hopd.objective.credit import discounted_credit
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import save
+from hopd.reproduce.navigation import load_policy
 
 ROLLOUTS = 8192
 GAMMAS = (1.0, 0.9)
@@ -42,7 +43,7 @@ class SignalVariance:
             sigma = DELTA * torch.arange(1, STEPS + 1)
             log_ratio = sigma * torch.randn(ROLLOUTS, STEPS, generator=generator)
         else:
-            student, teacher = (_load(work / f"{name}.pt") for name in ("student", "teacher"))
+            student, teacher = (load_policy(work / f"{name}.pt") for name in ("student", "teacher"))
             taken = Course(MISMATCH, task=1.0).sample(student, ROLLOUTS, STEPS, generator)
             with torch.no_grad():
                 gaussians = (policy.whole(taken.observations) for policy in (teacher, student))
@@ -100,16 +101,13 @@ class SignalVariance:
                     "holds" if grows and close else "holds in part" if grows else "does not hold",
                 ),
             ],
-            remarks=(
-                "Log-ratios of one real rollout are not independent: a student that has strayed stays where the "
-                "teacher is off, so that their noises add up or cancel. The formula is then a scale, no prediction."
-            ),
+            remarks="Log-ratios of one real rollout are not independent: here the formula is a scale, no prediction.",
         )
 
 
 def _compared(log_ratio: Float[Tensor, "R T"], gamma: float) -> dict[str, list[float]]:
     rollouts, steps = log_ratio.shape
-    row, position = (i.flatten() for i in torch.meshgrid(torch.arange(rollouts), torch.arange(steps), indexing="ij"))
+    row, position = places(rollouts, steps)
     centred = (log_ratio - log_ratio.mean(0)).double()
     signal = discounted_credit(centred.flatten(), row, position, gamma).view(rollouts, steps)
     by_position = centred.square().mean(0)
@@ -120,12 +118,6 @@ def _compared(log_ratio: Float[Tensor, "R T"], gamma: float) -> dict[str, list[f
 
 def _apart(compared: dict[str, list[float]]) -> float:
     return max(abs(m / f - 1) for m, f in zip(compared["measured"], compared["formula"], strict=True))
-
-
-def _load(path: Path) -> MlpPolicy:
-    policy = MlpPolicy()
-    policy.load_state_dict(torch.load(path, weights_only=True))
-    return policy
 
 
 def _draw(results: Results, out: Path) -> None:
