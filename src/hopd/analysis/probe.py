@@ -87,8 +87,7 @@ class Probe:
         before = _mean_before(self.bins, self.horizon)
         return (
             f"From token {bin.start} on the teacher is less reliable: the reverse KL is {bin.reverse_kl:.3f} nats a "
-            "token "
-            f"there, {bin.reverse_kl / before:.1f} times that of the tokens before ({before:.3f}).",
+            f"token there, {bin.reverse_kl / before:.1f} times that of the tokens before ({before:.3f}).",
             f"That suggests rollouts of {self.horizon} tokens: the end of the last bin before the KL first is "
             f"{PARTED:g} times its mean so far, and by {STANDARD_ERRORS:g} standard errors.",
         )

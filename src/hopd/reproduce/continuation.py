@@ -68,10 +68,8 @@ class PrefixContinuation:
             source="Fig. 9, 10 and 13 of the paper",
             setting=(
                 "The teacher writes the first ρ · T tokens of an answer, the student the rest; the quickstart's "
-                "pair, before "
-                f"and after {STEPS} steps of TOPD 0.1, on held-out problems. The probe reads the student's own full "
-                "answers: "
-                "the reverse KL by position (`hopd probe` does the same for any pair)."
+                f"pair, before and after {STEPS} steps of TOPD 0.1, on held-out problems. The probe reads the "
+                "student's own full answers: the reverse KL by position (`hopd probe` does the same for any pair)."
             ),
             tables=[
                 "Accuracy by the teacher's share ρ, mean of the seeds (lowest to highest):\n\n"

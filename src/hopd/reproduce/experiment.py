@@ -62,8 +62,8 @@ class Page:
         for text in self.tables:
             lines += [text, ""]
         lines += [
-            f"{seeds} seeds, {seconds / 60:.0f} core-minutes in all on {machine}. "
-            f"The numbers of every run: [{name}.json]({name}.json)."
+            f"{seeds} seeds, {seconds / 60:.0f} core-minutes in all on {machine}. The numbers of every run: "
+            f"[{name}.json]({name}.json)."
         ]
         return "\n".join(lines) + "\n"
 

@@ -57,12 +57,9 @@ class QuickstartHorizons:
             source="After Table 1 of the paper, on a task and models of our own",
             setting=(
                 "Repeated addition with a scratchpad, 353 tokens an answer; student and teacher of 0.65M parameters "
-                "from the "
-                f"package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. What is "
-                "to be "
-                "learnt, addition with carry, is the same everywhere in an answer: the case for which the paper "
-                "expects "
-                "TOPD to work. Seconds are those of training, on one core."
+                f"from the package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. "
+                "What is to be learnt, addition with carry, is the same everywhere in an answer: the case for which "
+                "the paper expects TOPD to work. Seconds are those of training, on one core."
             ),
             tables=[
                 table(["", "accuracy (seeds)", "seconds", "seconds to OPD's final accuracy", "tokens", "TFLOP"], rows)

@@ -97,8 +97,7 @@ class AutoregressiveNavigation:
             setting=SETTING,
             tables=[
                 f"Best and last success@256 in {STEPS_OF_DISTILLATION} steps, mean of the seeds (lowest to highest), "
-                "and "
-                f"the cost to {100 * TARGET:.0f} % (mean of the seeds that reach it, and how many do):\n\n"
+                f"and the cost to {100 * TARGET:.0f} % (mean of the seeds that reach it, and how many do):\n\n"
                 + table(["", "paper, best", "best", "last", "seconds to 95 %", "actions to 95 %", "whole run"], rows)
             ],
             figures={"autoregressive-navigation.png": "Success over steps and seconds; paths before and after"},

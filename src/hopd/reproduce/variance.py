@@ -73,11 +73,9 @@ class SignalVariance:
             source="Proposition 1 of the paper",
             setting=(
                 f"The variance of Σ_{{k≥t}} γ^{{k−t}} r_k over {ROLLOUTS} rollouts at each position t of {STEPS}, "
-                "beside "
-                "Σ_{k≥t} γ^{2(k−t)} σ_k² with σ_k² the variance of r_k at position k. Once with the noise that the "
+                "beside Σ_{k≥t} γ^{2(k−t)} σ_k² with σ_k² the variance of r_k at position k. Once with the noise that the "
                 f"proposition assumes (independent, σ_k = {DELTA:g} k), once with the log-ratios of a real pair: "
-                "student "
-                f"and teacher of simple navigation at {MISMATCH} degrees, before distillation."
+                f"student and teacher of simple navigation at {MISMATCH} degrees, before distillation."
             ),
             tables=[
                 "Measured over formula at the first position, lowest to highest of the seeds:\n\n"
