@@ -73,8 +73,8 @@ class SignalVariance:
             source="Proposition 1 of the paper",
             setting=(
                 f"The variance of Σ_{{k≥t}} γ^{{k−t}} r_k over {ROLLOUTS} rollouts at each position t of {STEPS}, "
-                "beside Σ_{k≥t} γ^{2(k−t)} σ_k² with σ_k² the variance of r_k at position k. Once with the noise that the "
-                f"proposition assumes (independent, σ_k = {DELTA:g} k), once with the log-ratios of a real pair: "
+                "beside Σ_{k≥t} γ^{2(k−t)} σ_k² with σ_k² the variance of r_k at position k. Once with the noise that "
+                f"the proposition assumes (independent, σ_k = {DELTA:g} k), once with the log-ratios of a real pair: "
                 f"student and teacher of simple navigation at {MISMATCH} degrees, before distillation."
             ),
             tables=[
