@@ -132,7 +132,7 @@ def test_one_seed_is_refused_and_so_is_what_is_no_run(tmp_path):
     with pytest.raises(RecipeError, match="is no run"):
         Run.read(tmp_path)
     (one[0] / "scores.jsonl").unlink()
-    with pytest.raises(RecipeError, match="no scores.jsonl"):
+    with pytest.raises(RecipeError, match="scores of each problem"):
         Run.read(one[0])
     (one[0] / "evaluations.jsonl").unlink()
     with pytest.raises(RecipeError, match="never evaluated"):

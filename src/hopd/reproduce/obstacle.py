@@ -136,8 +136,8 @@ Success is to end within 1.0 of the target and never to touch the disc. Student 
 REINFORCE until 99 % of 1024 rollouts succeed: that rule, and nothing that distillation did, chose what the paper leaves
 open (geometry, noise, 64 rollouts a step), but for the learning rate: at 1e-3 OPD and POPD alike swung between 0 and
 100 %, so it is REINFORCE's 5e-4, decaying to zero; and for the number of steps: after 300, OPD (94–100 %) and POPD
-(92–100 %) had not settled, so all variants were run again with {STEPS_OF_DISTILLATION}. POPD starts at one action, ΔH = 1,
-Δk = 2. Seconds are those of one core's time that training took."""
+(92–100 %) had not settled, so all variants were run again with {STEPS_OF_DISTILLATION}. POPD starts at one action,
+ΔH = 1, Δk = 2. Seconds are those that training had a core."""
 
 
 def _load(path: Path) -> TransformerPolicy:
