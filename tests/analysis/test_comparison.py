@@ -80,6 +80,20 @@ def test_the_test_is_paired_over_seeds(tmp_path):
     assert found.target == pytest.approx(0.725)
     assert found.cost_to_target["b"]["training_seconds"] == (1.0, 1.0, 1.0, 1.0)
     assert found.cost_to_target["a"]["training_seconds"] == (None, None, 2.0, 2.0)
+    assert found.over_problems == pytest.approx((found.difference, found.difference))  # all problems are alike here
+    low, high = found.over_both
+    assert low < found.difference < high
+    assert "seconds to 0.725: 1 (4 of 4 runs) against 2 (2 of 4 runs)" in found.lines()
+
+
+def test_each_side_has_its_own_costs(tmp_path):
+    short = [fake(tmp_path / f"short{i}", i, [0.5]) for i in (0, 1)]
+    long = [fake(tmp_path / f"long{i}", i, [0.1, 0.2, 0.5, 0.4]) for i in (0, 1)]
+    said = compare(("long", long), ("short", short)).lines()
+    assert "seconds: 1 against 4 (0.25)" in said
+    same = compare(("short", short), ("long", long))
+    assert "seconds: 4 against 1 (4.00)" in same.lines()
+    assert "seconds to 0.5: 3 (2 of 2 runs) against 1 (2 of 2 runs)" in same.lines()  # to reach it is enough
 
 
 def test_problems_are_paired(tmp_path):
