@@ -116,6 +116,7 @@ def test_train_leaves_the_files_of_a_run(finished):
         "horizon.jsonl",
         "ledger.json",
         "evaluations.jsonl",
+        "scores.jsonl",
         "samples.jsonl",
         "checkpoints",
     }
@@ -206,6 +207,7 @@ def test_a_finished_run_that_is_resumed_with_more_steps_goes_on(process, finishe
     assert "resumed after step 2 of 3" in ended.out
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [1, 2, 3]
     assert [line["step"] for line in lines(run / "evaluations.jsonl")] == [0, 2, 3]
+    assert [line["step"] for line in lines(run / "scores.jsonl")] == [0, 2, 3]
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
 
 

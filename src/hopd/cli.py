@@ -141,6 +141,61 @@ def probe(
 
 
 @app.command()
+def segments(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 16,
+    starts: Annotated[str, typer.Option(help="Where the parts start, as shares of a rollout.")] = "0,0.2,0.4,0.6,0.8",
+    width: Annotated[float, typer.Option(help="The share of a rollout that a part is.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Where the runs, segments.json and segments.png go.")] = Path(
+        "runs/segments"
+    ),
+) -> None:
+    """Which part of a rollout teaches: a short training for each, with loss on that part of full rollouts only."""
+    from hopd.analysis.segments import segments_recipe
+    from hopd.recipe import Recipe
+
+    found = segments_recipe(Recipe.load(recipe, overrides), steps, out, _shares(starts), width)
+    found.save(out)
+    for sentence in found.sentences():
+        typer.echo(sentence)
+    typer.echo(f"{out}/segments.json, {out}/segments.png")
+
+
+@app.command()
+def continuation(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    after: Annotated[
+        str | None, typer.Option(help="The trained student, beside the recipe's: a checkpoint's directory, say.")
+    ] = None,
+    ratios: Annotated[
+        str, typer.Option(help="The teacher's shares of an answer of full length.")
+    ] = "0,0.025,0.05,0.1,0.25,0.5",
+    problems: Annotated[int | None, typer.Option(min=2, help="How many of the evaluation's; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Where continuation.json and continuation.png go.")] = Path(
+        "runs/continuation"
+    ),
+) -> None:
+    """How much a good beginning helps: the teacher writes the first part of each answer, the student the rest."""
+    from hopd.analysis.continuation import continuation_recipe
+    from hopd.recipe import Recipe
+
+    found = continuation_recipe(Recipe.load(recipe, overrides), after, _shares(ratios), problems)
+    found.save(out)
+    for sentence in found.sentences():
+        typer.echo(sentence)
+    typer.echo(f"{out}/continuation.json, {out}/continuation.png")
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return sorted({float(share) for share in text.split(",")})
+    except ValueError:
+        raise RecipeError(f"write shares as numbers with commas between, such as 0,0.1,0.5; got {text!r}") from None
+
+
+@app.command()
 def compare(
     baseline: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of one way, one a seed.")],
     other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of the other, with the same seeds.")],

@@ -44,10 +44,13 @@ def test_two_ways_of_training(run, command, tmp_path):
     )
     assert ended.code == 0, ended.err
     assert "long − short" in ended.out
+    assert "32 problems, paired" in ended.out
+    low, high = found.over_problems
+    assert low <= found.difference <= high
     assert json.loads((tmp_path / "found.json").read_text())["seeds"] == [0, 1]
 
 
-def fake(path, seed, scores, **changes):
+def fake(path, seed, scores, problems="the same", by_problem=None, **changes):
     """A finished run's files, with these evaluations."""
     path.mkdir()
     recipe = {"seed": seed, "training": {"steps": len(scores)}, "rollout": {"full_tokens": 10}, "task": {"size": 1}}
@@ -58,6 +61,10 @@ def fake(path, seed, scores, **changes):
     ]
     for name in ("evaluations", "metrics"):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    line = {"step": len(scores), "problems": problems, "scores": by_problem or [scores[-1]] * 4}
+    (path / "scores.jsonl").write_text(json.dumps({"step": 0, "problems": problems, "scores": [0.0]}) + "\n")
+    with (path / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
     return path
 
 
@@ -68,11 +75,43 @@ def test_the_test_is_paired_over_seeds(tmp_path):
     found = compare(("a", a), ("b", b))
     expected = stats.ttest_rel(theirs, ours)
     assert found.p == pytest.approx(expected.pvalue)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.over_seeds == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert found.p < 0.01 < stats.ttest_ind(theirs, ours).pvalue  # unpaired, nothing would show
     assert found.target == pytest.approx(0.725)
     assert found.cost_to_target["b"]["training_seconds"] == (1.0, 1.0, 1.0, 1.0)
     assert found.cost_to_target["a"]["training_seconds"] == (None, None, 2.0, 2.0)
+    assert found.over_problems == pytest.approx((found.difference, found.difference))  # all problems are alike here
+    low, high = found.over_both
+    assert low < found.difference < high
+    assert "seconds to 0.725: 1 (4 of 4 runs) against 2 (2 of 4 runs)" in found.lines()
+
+
+def test_each_side_has_its_own_costs(tmp_path):
+    short = [fake(tmp_path / f"short{i}", i, [0.5]) for i in (0, 1)]
+    long = [fake(tmp_path / f"long{i}", i, [0.1, 0.2, 0.5, 0.4]) for i in (0, 1)]
+    said = compare(("long", long), ("short", short)).lines()
+    assert "seconds: 1 against 4 (0.25)" in said
+    same = compare(("short", short), ("long", long))
+    assert "seconds: 4 against 1 (4.00)" in same.lines()
+    assert "seconds to 0.5: 3 (2 of 2 runs) against 1 (2 of 2 runs)" in same.lines()  # to reach it is enough
+
+
+def test_problems_are_paired(tmp_path):
+    """Problems differ far more than the two sides do: only pairs can show it."""
+    hard, easy = [0.0, 0.1, 0.0, 0.1] * 8, [0.9, 0.8, 0.9, 0.8] * 8
+    ours, theirs = hard + easy, [score + 0.05 for score in hard + easy]
+    a, b = (
+        [fake(tmp_path / f"{name}{i}", i, [np.mean(scores) + i / 1000], by_problem=scores) for i in (0, 1)]
+        for name, scores in (("a", ours), ("b", theirs))
+    )
+    found = compare(("a", a), ("b", b))
+    assert found.over_problems == pytest.approx((0.05, 0.05))
+    assert found.problems == 64
+    back = compare(("b", b), ("a", a))
+    assert back.over_problems == pytest.approx((-0.05, -0.05))
+    assert back.difference == pytest.approx(-found.difference)
+    same = compare(("a", a), ("again", a))
+    assert (same.over_problems, same.over_both, same.p) == ((0, 0), (0, 0), 1)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +120,7 @@ def test_the_test_is_paired_over_seeds(tmp_path):
         ({"rollout": {"full_tokens": 20}}, "rollout.full_tokens is 10 there and 20 here"),
         ({"task": {"size": 2}}, "task is"),
         ({"evaluation": {"samples": 2}}, "evaluation is"),
+        ({"problems": "others"}, "evaluation problems are not the same"),
         ({"seed": 3}, "seeds must be the same"),
         ({"training": {"steps": 5}}, "not finished: 2 steps of 5"),
     ],
@@ -105,6 +145,9 @@ def test_one_seed_is_refused_and_so_is_what_is_no_run(tmp_path):
         compare(("a", one), ("b", one))
     with pytest.raises(RecipeError, match="is no run"):
         Run.read(tmp_path)
+    (one[0] / "scores.jsonl").unlink()
+    with pytest.raises(RecipeError, match="scores of each problem"):
+        Run.read(one[0])
     (one[0] / "evaluations.jsonl").unlink()
     with pytest.raises(RecipeError, match="never evaluated"):
         Run.read(one[0])

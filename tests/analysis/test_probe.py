@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hopd.analysis.probe import MEASURES, TOP, Bin, _of_tokens, measure, probe, suggested_horizon
+from hopd.analysis.probe import MEASURES, TOP, Bin, Probe, _of_tokens, measure, probe, suggested_horizon
 from hopd.model import load
 from hopd.rollout import NativeEngine, Prompt, Sampling
 
@@ -62,6 +62,39 @@ def test_bins_hold_every_token_once(rollouts):
     assert sum(bin.reverse_kl * bin.token_share for bin in found.bins) == pytest.approx(one.reverse_kl)
 
 
+def test_each_token_is_measured_by_both_models_where_it_stands(rollouts):
+    """Against each rollout on its own, through the models' own logits."""
+    measured, position, row = measure(STUDENT, TEACHER, rollouts)
+    for number, rollout in enumerate(rollouts):
+        here = np.flatnonzero(row == number)[np.argsort(position[row == number])]
+        ids = torch.cat([rollout.prompt.ids, rollout.ids])[None]
+        before = slice(len(rollout.prompt.ids) - 1, -1)
+        with torch.no_grad():
+            s, g = (m.model(input_ids=ids).logits[0, before].double().log_softmax(-1) for m in (STUDENT, TEACHER))
+        log_ratio = (g - s).gather(-1, rollout.ids[:, None])[:, 0]
+        assert measured["log_ratio"][here] == pytest.approx(log_ratio.numpy(), rel=1e-2, abs=1e-3)
+        assert measured["reverse_kl"][here] == pytest.approx((s.exp() * (s - g)).sum(-1).numpy(), rel=1e-2, abs=1e-3)
+
+
+def test_a_bin_is_made_of_the_tokens_in_it(rollouts):
+    found = probe(STUDENT, TEACHER, rollouts, bins=4)
+    longest = max(rollout.length for rollout in rollouts)
+    assert len(found.bins) == 4
+    assert found.bins[-1].end == longest
+    measured, position, row = measure(STUDENT, TEACHER, rollouts)
+    for bin in found.bins:
+        here = (bin.start <= position) & (position < bin.end)
+        reached = [measured["reverse_kl"][here & (row == number)] for number in np.unique(row[here])]
+        alone = len(reached) == 1
+        error = float("inf") if alone else np.std([kl.mean() for kl in reached], ddof=1) / len(reached) ** 0.5
+        assert (bin.tokens, bin.rollouts) == (here.sum(), len(reached))
+        assert bin.error == pytest.approx(error)
+        assert bin.log_ratio == pytest.approx(np.quantile(np.abs(measured["log_ratio"][here]), [0.5, 0.9, 0.99]))
+        for name in set(MEASURES) - {"log_ratio", "gradient"}:
+            assert getattr(bin, name) == pytest.approx(measured[name][here].mean())
+        assert bin.gradient_share == pytest.approx(measured["gradient"][here].sum() / measured["gradient"].sum())
+
+
 def test_how_rollouts_are_batched_changes_nothing(rollouts):
     small, large = (measure(STUDENT, TEACHER, rollouts, tokens_per_batch=size) for size in (32, 4096))
     key = [np.lexsort((position, row)) for _, position, row in (small, large)]
@@ -91,5 +124,20 @@ def test_the_command_writes_figure_and_numbers(command, tiny, tmp_path):
     assert ended.code == 0, ended.err
     written = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert written["rollouts"] == 4
+    assert written["bins"][-1]["end"] > 8  # the recipe's horizon, which has no say
+    assert max(bin["reverse_kl"] for bin in written["bins"]) > 0.01
     assert all(sentence in ended.out for sentence in written["sentences"])
     assert (tmp_path / "probe" / "probe.png").stat().st_size > 10_000
+
+
+def test_the_sentences_are_of_the_bin_where_they_part():
+    first, second = Probe(tuple(bins(0.1, 0.1, 0.5, 0.6)), 100, 20).sentences()
+    assert "From token 20 on" in first
+    assert "0.500 nats a token there, 5.0 times that of the tokens before (0.100)" in first
+    assert "rollouts of 20 tokens" in second
+
+
+def test_another_student_may_be_probed(command, tiny, tmp_path):
+    ended = command("probe", tiny, "--prompts", "2", "--student", "package:hopd/quickstart/teacher", "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    assert all(bin["reverse_kl"] < 1e-5 for bin in json.loads((tmp_path / "probe.json").read_text())["bins"])

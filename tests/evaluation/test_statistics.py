@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hopd.evaluation.statistics import bootstrap_interval, pass_at
+from hopd.evaluation.statistics import bootstrap_interval, paired_interval, pass_at
 
 unhurried = settings(deadline=None)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 7))
@@ -87,3 +87,55 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     intervals = [bootstrap_interval((rng.random((60, 1)) < 0.4).astype(float)) for _ in range(200)]
     assert 0.90 <= np.mean([low <= 0.4 <= high for low, high in intervals]) <= 0.99
+
+
+@unhurried
+@given(shapes.flatmap(lambda shape: arrays(float, shape, elements=st.floats(-1, 1))))
+def test_the_paired_interval_turns_with_the_sides(differences: np.ndarray) -> None:
+    low, high = paired_interval(differences)
+    assert differences.mean(axis=0).min() - 1e-12 <= low <= high <= differences.mean(axis=0).max() + 1e-12
+    assert paired_interval(-differences) == pytest.approx((-high, -low), abs=1e-12)
+
+
+@unhurried
+@given(st.integers(2, 5), st.integers(1, 50))
+def test_the_paired_interval_of_no_difference_is_zero(runs: int, problems: int) -> None:
+    assert paired_interval(np.zeros((runs, problems)), over_runs=True) == (0, 0)
+
+
+def covered(effect: float, of_seed: float, of_problem: float, noise: float, runs: int, over_runs: bool) -> float:
+    """The share of drawn experiments whose interval holds the true difference."""
+    random, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        drawn = effect + noise * random.standard_normal((runs, 80))
+        drawn += of_problem * random.standard_normal(80) + of_seed * random.standard_normal((runs, 1))
+        low, high = paired_interval(drawn, over_runs)
+        held += low <= effect <= high
+    return held / 400
+
+
+@pytest.mark.parametrize(
+    ("of_seed", "of_problem", "noise", "runs", "over_runs", "within"),
+    [
+        (0.0, 0.5, 0.5, 1, False, (0.91, 0.98)),
+        (0.0, 0.5, 0.5, 3, False, (0.91, 0.98)),
+        (0.2, 0.05, 0.05, 3, True, (0.91, 0.98)),  # seeds alone
+        (0.2, 0.05, 0.05, 3, False, (0.0, 0.3)),  # and problems alone do not know it
+        (0.05, 0.5, 0.1, 3, True, (0.91, 1.0)),
+        (0.05, 0.2, 0.5, 5, True, (0.93, 1.0)),  # what both share counts twice: a little too wide
+    ],
+)
+def test_the_paired_interval_covers_as_often_as_it_says(
+    of_seed: float, of_problem: float, noise: float, runs: int, over_runs: bool, within: tuple[float, float]
+) -> None:
+    share = covered(0.3, of_seed, of_problem, noise, runs, over_runs)
+    assert within[0] <= share <= within[1], share
+
+
+def test_a_known_difference_is_found_and_one_run_says_nothing_of_others() -> None:
+    random = np.random.default_rng(0)
+    before, after = random.random((3, 300)) < 0.5, random.random((3, 300)) < 0.65
+    low, high = paired_interval(after.astype(float) - before, over_runs=True)
+    assert 0 < low < 0.15 < high
+    with pytest.raises(ValueError, match="at least 2"):
+        paired_interval(np.zeros((1, 9)), over_runs=True)

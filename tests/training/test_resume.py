@@ -62,7 +62,7 @@ def outcome(output):
     run = output / "run"
     last = run / "checkpoints" / f"step-{STEPS:06d}"
     lines = {}
-    for name in ("metrics", "horizon", "evaluations", "samples"):
+    for name in ("metrics", "horizon", "evaluations", "scores", "samples"):
         rows = [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
         lines[name] = [{k: v for k, v in row.items() if "seconds" not in k and k != "peak_memory"} for row in rows]
     ledger = json.loads((run / "ledger.json").read_text())["run"]

@@ -1,4 +1,4 @@
-"""Finished runs compared: accuracy at the full length by seed, and what it cost to get there.
+"""Finished runs compared: accuracy at the full length by seed and by problem, and what it cost to get there.
 
 Two ways of training differ in what one is asking about (the horizon, say) and in the seed, and in nothing that decides
 what is measured. Runs that differ in that are not compared: the error says what differs.
@@ -15,6 +15,7 @@ import yaml
 from scipy import stats
 
 from hopd.errors import RecipeError
+from hopd.evaluation.statistics import paired_interval
 
 # What must be the same in all runs for their accuracies to mean the same.
 SAME = ("student", "teacher", "teachers", "task", "evaluation", "rollout.full_tokens", "rollout.prompt_tokens")
@@ -24,11 +25,14 @@ COSTS = {"training_seconds": "seconds", "generated_tokens": "tokens", "training_
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `curve` are its evaluations, each with the costs up to then."""
+    """A finished run: `curve` are its evaluations, each with the costs up to then; `scores` the last scores of each
+    problem, and `problems` a mark of what these are."""
 
     path: Path
     recipe: Mapping[str, Any]
     curve: tuple[Mapping[str, Any], ...]
+    problems: str
+    scores: tuple[float, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Run":
@@ -36,16 +40,17 @@ class Run:
         if not (path / "recipe.yaml").exists():
             raise RecipeError(f"{path} is no run: it holds no recipe.yaml")
         recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-        lines = path / "evaluations.jsonl"
-        text = lines.read_text(encoding="utf-8") if lines.exists() else ""
-        curve = tuple(json.loads(line) for line in text.splitlines() if line.endswith("}"))
+        curve = _lines(path / "evaluations.jsonl")
         if not curve:
             raise RecipeError(f"{path} was never evaluated; give its recipe an evaluation section, or run hopd eval")
-        steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["step"] for line in _lines(path / "metrics.jsonl")]
         planned = recipe["training"].get("steps")
         if curve[-1]["step"] != steps[-1] or (planned is not None and steps[-1] < planned):
             raise RecipeError(f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; hopd train --resume")
-        return cls(path, recipe, curve)
+        last = next((line for line in _lines(path / "scores.jsonl") if line["step"] == steps[-1]), None)
+        if last is None:
+            raise RecipeError(f"{path} has no scores.jsonl with the scores of each problem: train it again")
+        return cls(path, recipe, tuple(curve), last["problems"], tuple(last["scores"]))
 
     @property
     def seed(self) -> int:
@@ -62,16 +67,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference` is the mean over seeds of the other's last score minus the baseline's, `interval` its 95 % interval
-    and `p` the paired t-test's: over runs, so that it holds for another seed and not only for these weights."""
+    """`difference` is the mean over seeds of the other's last score minus the baseline's. Its 95 % intervals:
+    `over_seeds` by Student's t (and `p` by the paired t-test), for other seeds and these problems; `over_problems` by
+    the paired bootstrap, for these weights and other problems; `over_both`."""
 
     baseline: str
     other: str
     seeds: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
     difference: float
-    interval: tuple[float, float]
+    over_problems: tuple[float, float]
+    over_seeds: tuple[float, float]
+    over_both: tuple[float, float]
     p: float
+    problems: int
     target: float
     cost_to_target: Mapping[str, Mapping[str, tuple[float | None, ...]]]
     cost: Mapping[str, Mapping[str, tuple[float, ...]]]
@@ -81,11 +90,12 @@ class Comparison:
         for name in (self.baseline, self.other):
             scores = ", ".join(f"{score:.4g}" for score in self.scores[name])
             said.append(f"{name}: {np.mean(self.scores[name]):.4g} ({scores})")
-        low, high = self.interval
+        said.append(f"{self.other} − {self.baseline}: {self.difference:+.4g}, 95 % intervals:")
         said.append(
-            f"{self.other} − {self.baseline}: {self.difference:+.4g} (95 % interval {low:+.4g} to {high:+.4g}; paired "
-            f"t-test over seeds, p = {self.p:.2g})"
+            f"  on other problems, these weights: {_span(self.over_problems)} ({self.problems} problems, paired)"
         )
+        said.append(f"  with other seeds, these problems: {_span(self.over_seeds)} (paired t-test, p = {self.p:.2g})")
+        said.append(f"  with other seeds on other problems: {_span(self.over_both)}")
         for kind, unit in COSTS.items():
             mine, theirs = (np.mean(self.cost[name][kind]) for name in (self.other, self.baseline))
             said.append(f"{unit}: {mine:.3g} against {theirs:.3g} ({mine / theirs:.2f})")
@@ -113,6 +123,7 @@ def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Pat
         raise RecipeError("one seed says nothing about another: give two runs or more of each side")
     for run in (*first[1:], *second):
         _check_same(first[0], run)
+    by_problem = np.subtract([run.scores for run in second], [run.scores for run in first])
     scores = {name: tuple(run.last for run in of_name) for name, of_name in runs.items()}
     differences = np.subtract(scores[other[0]], scores[baseline[0]])
     target = float(np.mean(scores[baseline[0]]))
@@ -125,8 +136,11 @@ def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Pat
         seeds=seeds,
         scores=scores,
         difference=mean,
-        interval=(mean - reach, mean + reach),
+        over_problems=paired_interval(by_problem),
+        over_seeds=(mean - reach, mean + reach),
+        over_both=paired_interval(by_problem, over_runs=True),
         p=float(2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)) if error else float(mean == 0),
+        problems=by_problem.shape[1],
         target=target,
         cost_to_target={
             name: {kind: tuple(run.cost_to(target, kind) for run in of_name) for kind in COSTS}
@@ -147,6 +161,17 @@ def _check_same(one: Run, other: Run) -> None:
                 f"{one.path} and {other.path} cannot be compared: {key} is {mine!r} there and {theirs!r} here"
             )
 
+    if other.problems != one.problems:
+        raise RecipeError(
+            f"{one.path} and {other.path} cannot be compared: their evaluation problems are not the same, though their "
+            "recipes are; was a file changed in between?"
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
 
 def _measured_by(section: Any) -> Any:
     if not isinstance(section, dict):
@@ -159,6 +184,10 @@ def _at(recipe: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = (value or {}).get(part)
     return value
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.4g} to {interval[1]:+.4g}"
 
 
 def _reached(costs: Sequence[float | None]) -> str:

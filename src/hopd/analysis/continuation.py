@@ -1,16 +1,104 @@
 """Prefix continuation (Fig. 9 and 10): the teacher begins an answer, the student ends it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
+from hopd.evaluation.statistics import paired_interval
 from hopd.model import LanguageModel
+from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
-from hopd.tasks import PromptSet
+from hopd.tasks import PromptSet, build_prompts
+from hopd.training.models import load_models
 
 RATIOS = (0.0, 0.025, 0.05, 0.1, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The accuracy by the teacher's share ρ of an answer, of each student by its name; all on the same problems, after
+    the same beginnings. `full_tokens` is the length T that a share is of."""
+
+    full_tokens: int
+    accuracy: Mapping[str, Mapping[float, Accuracy]]
+
+    def gain(self, student: str) -> tuple[float, tuple[float, float]]:
+        """What the longest beginning adds to the accuracy without one, and its 95 % interval, paired by problem."""
+        found = self.accuracy[student]
+        return _gain(found[min(found)], found[max(found)])
+
+    def needed(self, student: str) -> float:
+        """The smallest share whose accuracy is not below that with the longest by more than chance explains."""
+        found = self.accuracy[student]
+        return next(ratio for ratio in sorted(found) if _gain(found[ratio], found[max(found)])[1][0] <= 0)
+
+    def sentences(self) -> tuple[str, ...]:
+        """Two of each student: how much a good beginning helps, and how long it has to be."""
+        said = []
+        for name, found in self.accuracy.items():
+            shortest, longest = found[min(found)].accuracy, found[max(found)].accuracy
+            gain, (low, high) = self.gain(name)
+            said.append(
+                f"{name}: with {max(found) * self.full_tokens:.0f} tokens from the teacher accuracy goes from "
+                f"{100 * shortest:.1f} % to {100 * longest:.1f} %, {100 * gain:+.1f} points (95 % interval "
+                f"{100 * low:+.1f} to {100 * high:+.1f})."
+            )
+            needed = self.needed(name)
+            said.append(
+                f"{name}: a beginning of {needed * self.full_tokens:.0f} tokens already does as much, as far as "
+                f"{found[needed].problems} problems can tell."
+                if needed > min(found)
+                else f"{name}: nothing here says that a better beginning would help."
+            )
+        return tuple(said)
+
+    def save(self, out: Path) -> None:
+        """`out/continuation.json` and `out/continuation.png`."""
+        out.mkdir(parents=True, exist_ok=True)
+        accuracy = {
+            name: {f"{ratio:g}": measured.as_dict() for ratio, measured in found.items()}
+            for name, found in self.accuracy.items()
+        }
+        content = {"sentences": self.sentences(), "full_tokens": self.full_tokens, "accuracy": accuracy}
+        (out / "continuation.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        draw(self, out / "continuation.png")
+
+
+def continuation_recipe(
+    recipe: Recipe, after: str | None = None, ratios: Sequence[float] = RATIOS, problems: int | None = None
+) -> Continuation:
+    """`hopd continuation`: the recipe's student, and the one that it became (`after`, by its source) if given, on its
+    evaluation's problems (the first so many), at that sampling and the full length.
+
+    Raises `RecipeError` where there is no evaluation of accuracy or more than one teacher.
+    """
+    settings = recipe.evaluation
+    if recipe.teacher is None:
+        raise RecipeError("a continuation has one teacher; write teacher: {model: ...} instead of teachers")
+    if settings is None or settings.measure != "accuracy":
+        raise RecipeError(
+            "a continuation needs answers that can be checked; write evaluation: {task: ...} in the recipe"
+        )
+    if not ratios:
+        raise RecipeError("a continuation needs shares of the answer that the teacher writes, such as 0,0.1,0.5")
+    device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    full, found = recipe.rollout.full_tokens, {}
+    sources = {"before": recipe} | ({"after": recipe.with_changes(student={"model": after})} if after else {})
+    for name, of_student in sources.items():
+        models = load_models(of_student, device or "cpu")
+        student, teacher = models.student, models.teachers[None]
+        chosen = build_prompts(settings.task, student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
+        few = replace(chosen, prompts=chosen.prompts[:problems])
+        found[name] = continuation(
+            student, teacher, few, full, settings.sampling, ratios, settings.samples, recipe.seed, settings.rows
+        )
+    return Continuation(full, found)
 
 
 def continuation(
@@ -44,6 +132,31 @@ def continuation(
         whole = dict(enumerate(written)) | {end.prompt.id: _joined(written[end.prompt.id], cut, end) for end in ends}
         found[ratio] = measure([whole[i] for i in range(len(written))], prompts, prefixes)
     return found
+
+
+def draw(found: Continuation, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(6, 3.8), layout="constrained")
+    for name, accuracy in found.accuracy.items():
+        means = [100 * measured.accuracy for measured in accuracy.values()]
+        low, high = zip(*(measured.interval for measured in accuracy.values()), strict=True)
+        panel.plot(list(accuracy), means, marker="o", markersize=3, label=name)
+        panel.fill_between(list(accuracy), 100 * np.array(low), 100 * np.array(high), alpha=0.15)
+    panel.set(xlabel="the teacher's share of the answer", ylabel="accuracy, %")
+    panel.legend(frameon=False)
+    panel.grid(alpha=0.2)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _gain(shorter: Accuracy, longer: Accuracy) -> tuple[float, tuple[float, float]]:
+    differences = np.subtract(longer.scores, shorter.scores)
+    return float(differences.mean()), paired_interval(differences[None])
 
 
 def _ended_within(rollout: Rollout, tokens: int) -> bool:

@@ -1,5 +1,6 @@
 """On-policy distillation of one Gaussian policy into another: the loop of the language models, with other policies."""
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ EVALUATED = 256  # rollouts of an evaluation, always of full length ("success@25
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation: success after so many steps, and what they had cost."""
+    """An evaluation: success after so many steps, and what they had cost; `seconds` are the processor's."""
 
     step: int
     horizon: int
@@ -53,7 +54,8 @@ def distil(
     assert isinstance(student, nn.Module)
     drawn, looked = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
     optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
-    costs, curve = Ledger(ledger), [Point(0, 0, _success(student, course, looked), 0, 0.0)]
+    costs = Ledger(ledger, clock=time.process_time)
+    curve = [Point(0, 0, _success(student, course, looked), 0, 0.0)]
     for step in range(steps):
         if schedule == "linear":
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)

@@ -13,7 +13,8 @@ from hopd.tasks import PromptSet
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`accuracy` is avg@k, `interval` its 95 % bootstrap interval over problems; lengths are response tokens."""
+    """`accuracy` is avg@k, `interval` its 95 % bootstrap interval over problems; lengths are response tokens.
+    `scores` are the problems' own, each the mean of its samples."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -25,6 +26,7 @@ class Accuracy:
     mean_length: float
     length_quantiles: dict[str, int]
     tokens: int
+    scores: tuple[float, ...]
 
     @property
     def score(self) -> float:
@@ -40,7 +42,8 @@ class Accuracy:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the scores of each problem."""
+        return {name: value for name, value in asdict(self).items() if name != "scores"}
 
 
 def evaluate(
@@ -75,6 +78,7 @@ def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Ac
         mean_length=float(lengths.mean()),
         length_quantiles={f"{q:g}": int(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9, 1.0)},
         tokens=int(lengths.sum()),
+        scores=tuple(scores.mean(axis=1).tolist()),
     )
 
 

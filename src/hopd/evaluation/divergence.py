@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from hopd.evaluation.statistics import bootstrap_interval
@@ -22,7 +21,8 @@ from hopd.rollout import Rollout, pack
 
 @dataclass(frozen=True)
 class Divergence:
-    """Means over the teacher's tokens; `interval` is the 95 % bootstrap interval of the reverse KL over answers."""
+    """Means over the teacher's tokens; `interval` is the 95 % bootstrap interval of the reverse KL over answers.
+    `scores` are the answers' own, each with the weight of its length, so that their mean is the score."""
 
     reverse_kl: float
     interval: tuple[float, float]
@@ -30,6 +30,7 @@ class Divergence:
     perplexity: float
     answers: int
     tokens: int
+    scores: tuple[float, ...]
 
     @property
     def score(self) -> float:
@@ -44,7 +45,8 @@ class Divergence:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the scores of each answer."""
+        return {name: value for name, value in asdict(self).items() if name != "scores"}
 
 
 @torch.no_grad()
@@ -64,17 +66,13 @@ def measure_divergence(
             sums.index_add_(0, rows[batch.at.row[part].cpu()], terms.double().cpu())
     lengths = torch.tensor([answer.length for answer in answers], dtype=torch.float64)
     reverse, forward, surprise = (sums.sum(0) / lengths.sum()).tolist()
+    weighted = (sums[:, 0] / lengths.mean()).numpy()
     return Divergence(
         reverse_kl=reverse,
-        interval=_interval(sums[:, 0].numpy(), lengths.numpy()),
+        interval=bootstrap_interval(weighted[:, None]),
         forward_kl=forward,
         perplexity=math.exp(surprise),
         answers=len(answers),
         tokens=int(lengths.sum()),
+        scores=tuple((-weighted).tolist()),
     )
-
-
-def _interval(sums: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:
-    """Of the mean over tokens; answers are resampled, each with the weight of its length."""
-    weight = lengths / lengths.mean()
-    return bootstrap_interval((sums / lengths * weight)[:, None])

@@ -52,6 +52,10 @@ class Evaluator:
         scored = {} if self.settings.measure == "divergence" else {"score": self.prompts.score(rollout)}
         return line | {"length": rollout.length} | scored
 
+    def scores_line(self, measured: Accuracy | Divergence) -> dict[str, Any]:
+        """The score of each problem, and a mark of what was asked: scores of other problems are no pairs of these."""
+        return {"problems": self.prompts.mark, "scores": [round(score, 6) for score in measured.scores]}
+
     @cached_property
     def answers(self) -> list[Rollout]:
         """The teacher's own, at the evaluation's temperature; made once."""

@@ -5,15 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hopd.analysis.continuation import RATIOS, continuation
-from hopd.analysis.probe import probe
-from hopd.model import load
+from hopd.analysis.continuation import RATIOS, continuation_recipe
+from hopd.analysis.probe import probe_recipe
 from hopd.recipe import Recipe
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import SEEDS, quickstart, student_after, topd, train
-from hopd.rollout import NativeEngine
-from hopd.tasks import build_prompts
 
 STEPS = 48
 PAPER = {"before": (31.3, 31.8, 33.3, 35.2, 38.5, 42.1), "after": (50.5, 51.0, 51.1, 50.3, 51.5, 50.8)}
@@ -32,17 +29,14 @@ class PrefixContinuation:
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
         recipe = self._recipe(seed, work)
-        assert recipe.teacher is not None
+        if variant == "after":
+            recipe = recipe.with_changes(student={"model": student_after(recipe)})
+        found = continuation_recipe(recipe).accuracy["before"]
         assert recipe.evaluation is not None
-        student = load(recipe.student.model if variant == "before" else student_after(recipe))
-        teacher, full = load(recipe.teacher.model), recipe.rollout.full_tokens
-        prompts = build_prompts(recipe.evaluation.task, student.tokenizer, recipe.rollout.prompt_tokens, "error")
-        sampling = recipe.evaluation.sampling
-        found = continuation(student, teacher, prompts, full, sampling, seed=seed)
-        own = NativeEngine(student, 128).sample(prompts.prompts[:128], full, sampling, seed)
+        probed = probe_recipe(recipe.with_changes(task=recipe.evaluation.task), prompts=128)
         return {
             "accuracy": [found[ratio].accuracy for ratio in RATIOS],
-            "probe": asdict(probed := probe(student, teacher, own)),
+            "probe": asdict(probed),
             "sentences": probed.sentences(),
         }
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hopd.analysis.segments import STARTS, WIDTH, of_segment, train_segment
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
-from hopd.reproduce.language import OPD, SEEDS, final, quickstart, train
+from hopd.reproduce.language import OPD, SEEDS, final, quickstart
 
-STARTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 STEPS = 16
 
 
@@ -19,13 +19,12 @@ class SegmentAblation:
     def prepare(self, seed: int, work: Path) -> None: ...
 
     def variants(self) -> Sequence[str]:
-        return [f"{start:g}-{start + 0.1:.1f}" for start in STARTS]
+        return [f"{start:g}-{start + WIDTH:.1f}" for start in STARTS]
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
         start, end = map(float, variant.split("-"))
         recipe = quickstart(variant, seed, work, OPD, STEPS, every=STEPS)
-        window = {"kind": "segment", "start": start, "end": end}
-        return {"curve": train(recipe.with_changes(window=window))}
+        return {"curve": train_segment(of_segment(recipe, STEPS, work, start, end))[0]}
 
     def page(self, results: Results, out: Path) -> Page:
         accuracy = {variant: final(runs) for variant, runs in results.items()}

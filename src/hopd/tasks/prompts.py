@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import torch
@@ -25,6 +26,12 @@ class PromptSet:
 
     def score(self, rollout: Rollout) -> float:
         return self.task.score(self.problems[rollout.prompt.id], self.text(rollout))
+
+    @property
+    def mark(self) -> str:
+        """The same for the same problems in the same order."""
+        asked = [(prompt.id, prompt.ids.tolist(), repr(self.problems[prompt.id].answer)) for prompt in self.prompts]
+        return sha256(repr(asked).encode()).hexdigest()[:16]
 
     def text(self, rollout: Rollout) -> str:
         return str(self.tokenizer.decode(rollout.ids, skip_special_tokens=True))

@@ -240,6 +240,7 @@ class Distiller:
         if not self.processes.is_main_process:
             return
         self.directory.append("evaluations", self.evaluated)
+        self.directory.append("scores", {"step": self.step} | self.evaluator.scores_line(measured))
         for rollout in rollouts[:SAMPLES_KEPT]:
             self.directory.append("samples", {"step": self.step} | self.evaluator.sample_line(rollout))
         self.progress.note(f"step {self.step}: {measured.summary()}")

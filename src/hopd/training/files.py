@@ -17,7 +17,7 @@ from hopd.errors import CheckpointError, RecipeError
 from hopd.recipe import Recipe
 from hopd.training.checkpoint import Checkpoint, find
 
-LINES = ("metrics", "horizon", "evaluations", "samples")
+LINES = ("metrics", "horizon", "evaluations", "scores", "samples")
 
 # What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory.
 CHANGEABLE = (
@@ -91,7 +91,7 @@ class RunDirectory:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The lines of `metrics`, `horizon`, `evaluations` or `samples`; a half-written last one is left out."""
+        """The lines of `metrics` or another of `LINES`; a half-written last one is left out."""
         path = self.path / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]

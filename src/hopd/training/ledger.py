@@ -70,10 +70,11 @@ PHASES = ("rollout", "teacher", "update")
 
 
 class Ledger:
-    """Adds to the account of the run; `path` is where it is kept: of several processes, one `writes`."""
+    """Adds to the account of the run; `path` is where it is kept: of several processes, one `writes`. Seconds are those
+    of `clock`: time.process_time takes those that other programs had the cores out of them."""
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, writes: bool = True, clock: Callable[[], float] = time.perf_counter):
+        self.path, self.writes, self.clock = path, writes, clock
         self.run, self.redone, self.pending = Account(), Account(), Account()
 
     def add(self, phase: str = "", flops: float = 0.0, **tokens: int) -> None:
@@ -87,13 +88,13 @@ class Ledger:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the seconds inside to the phase, those of a GPU's pending work included."""
-        started = time.perf_counter()
+        started = self.clock()
         try:
             yield
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.pending.seconds[name] = self.pending.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.pending.seconds[name] = self.pending.seconds.get(name, 0.0) + self.clock() - started
 
     def commit(self, reduce: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Account:
         """The work since the last commit, of all processes, now belongs to the run; gives what it was. `reduce` sums a
