@@ -14,7 +14,7 @@ from hopd.tasks.addition import prompt
 from hopd.tasks.two_phase import worked
 
 STEPS = 6
-UPDATES = (250, 60)
+UPDATES = (350, 60)
 RATES = (1e-3, 5e-4)
 DROPPED_CARRIES, DOUBLED = 0.1, 0.5
 
