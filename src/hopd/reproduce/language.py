@@ -58,7 +58,7 @@ def quickstart(
         rollout = {"full_tokens": setting.full_tokens, "prompts": setting.prompts}
         changes |= {"task": dict(setting.task), "rollout": recipe.rollout.model_dump() | rollout}
         changes |= {role: {"model": str(setting.models(work) / role)} for role in ("student", "teacher")}
-        evaluation["task"] = dict(setting.task) | setting.held_out | {"size": setting.problems}
+        evaluation["task"] = dict(setting.task) | dict(setting.held_out) | {"size": setting.problems}
     return recipe.with_changes(**changes, evaluation=evaluation)
 
 
