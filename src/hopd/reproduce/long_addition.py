@@ -50,8 +50,7 @@ LONG_ADDITION = HorizonComparison(
         "about as many tokens a step as there. Its teacher is the packaged one, which knows 12 additions, fine-tuned "
         f"for {UPDATES[0]} updates on up to {STEPS}; its student is that teacher, fine-tuned for {UPDATES[1]} updates "
         "to forget half of the carries. Steps are the quickstart's; POPD's start and increment are twice the "
-        "quickstart's, as the answers are twice as long. The updates of the teacher were chosen so that it solves 95 % "
-        f"of held-out problems, before any distillation. Evaluated on {SETTING.problems} held-out problems. What is to "
+        f"quickstart's, as the answers are twice as long. Evaluated on {SETTING.problems} held-out problems. What is to "
         "be learnt is the same everywhere in an answer. Seconds are those of training, one process on one core of a "
         "machine that had other work to do: tokens and FLOPs are exact."
     ),
@@ -62,4 +61,10 @@ LONG_ADDITION = HorizonComparison(
     },
     setting=SETTING,
     make=make,
+    remarks=(
+        "The teacher was meant to solve 95 % of held-out problems, and does not: 150 updates gave 64 % of 64 problems, "
+        "and the number was then raised to 400 without looking again before distillation. OPD ends above its teacher, "
+        "so this teacher is no fair ceiling. No run is near its end: what is compared is how far a fixed number of "
+        "steps gets. We did not try a better teacher or more steps, so these verdicts are of this setting."
+    ),
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hopd.quickstart import RECIPE
 from hopd.quickstart.make import Examples, fine_tune, save
@@ -17,7 +17,10 @@ def make_pair(
     """Writes `out/teacher`, the packaged teacher fine-tuned on the examples, and `out/student`, a copy of it
     fine-tuned on examples with broken habits."""
     torch.manual_seed(0)
-    model, tokenizer = LlamaForCausalLM.from_pretrained(PACKAGED).float(), AutoTokenizer.from_pretrained(PACKAGED)
+    model, tokenizer = (
+        LlamaForCausalLM.from_pretrained(PACKAGED).float(),
+        PreTrainedTokenizerFast.from_pretrained(PACKAGED),
+    )
     for role, examples, count, rate in zip(
         ("teacher", "student"), (of_teacher, of_student), updates, rates, strict=True
     ):
