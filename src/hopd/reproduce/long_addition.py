@@ -50,8 +50,8 @@ LONG_ADDITION = HorizonComparison(
         "about as many tokens a step as there. Its teacher is the packaged one, which knows 12 additions, fine-tuned "
         f"for {UPDATES[0]} updates on up to {STEPS}; its student is that teacher, fine-tuned for {UPDATES[1]} updates "
         "to forget half of the carries. Steps are the quickstart's; POPD's start and increment are twice the "
-        f"quickstart's, as the answers are twice as long. Evaluated on {SETTING.problems} held-out problems. What is to "
-        "be learnt is the same everywhere in an answer. Seconds are those of training, one process on one core of a "
+        f"quickstart's, as the answers are twice as long. Evaluated on {SETTING.problems} held-out problems. What is "
+        "to be learnt is the same everywhere in an answer. Seconds are those of training, one process on one core of a "
         "machine that had other work to do: tokens and FLOPs are exact."
     ),
     plan={

@@ -91,9 +91,9 @@ TWO_PHASE = HorizonComparison(
         f"fine-tuned for {UPDATES[1]} updates to forget a carry of an addition with probability {DROPPED_CARRIES:g} "
         f"and to double a digit instead of tripling it with probability {DOUBLED:g}. OPD and POPD have the same number "
         "of steps, TOPD twice as many; POPD begins with a tenth of the answer and has all of it after two thirds of "
-        "the steps. The teacher was to solve 95 % of held-out problems: 250 updates gave 91 % of 64, so they were raised "
-        f"to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, one process "
-        "on one core of a machine that had other work to do: tokens and FLOPs are exact."
+        "the steps. The teacher was to solve 95 % of held-out problems: 250 updates gave 91 % of 64, so they were "
+        f"raised to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, one "
+        "process on one core of a machine that had other work to do: tokens and FLOPs are exact."
     ),
     plan={
         "OPD": (OPD, 16, 4),
@@ -105,8 +105,8 @@ TWO_PHASE = HorizonComparison(
     make=make,
     claims=claims,
     remarks=(
-        "OPD itself is only halfway to its teacher after these steps, and POPD has had the whole answer in the last few "
-        "of them only. More steps were not tried, so that POPD falls behind here says little of where it would end. "
+        "OPD itself is only halfway to its teacher after these steps, and POPD has had the whole answer in the last "
+        "few of them only. More steps were not tried, so that POPD falls behind here says little of where it would end. "
         "Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer right."
     ),
 )
