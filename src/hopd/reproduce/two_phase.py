@@ -92,8 +92,8 @@ TWO_PHASE = HorizonComparison(
         f"and to double a digit instead of tripling it with probability {DOUBLED:g}. OPD and POPD have the same number "
         "of steps, TOPD twice as many; POPD begins with a tenth of the answer and has all of it after two thirds of "
         "the steps. The teacher was to solve 95 % of held-out problems: 250 updates gave 91 % of 64, so they were "
-        f"raised to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, one "
-        "process on one core of a machine that had other work to do: tokens and FLOPs are exact."
+        f"raised to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, "
+        "one process on one core of a machine that had other work to do: tokens and FLOPs are exact."
     ),
     plan={
         "OPD": (OPD, 16, 4),
@@ -106,7 +106,7 @@ TWO_PHASE = HorizonComparison(
     claims=claims,
     remarks=(
         "OPD itself is only halfway to its teacher after these steps, and POPD has had the whole answer in the last "
-        "few of them only. More steps were not tried, so that POPD falls behind here says little of where it would end. "
-        "Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer right."
+        "few of them only. More steps were not tried, so that POPD falls behind here says little of where it would "
+        "end. Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer right."
     ),
 )
