@@ -107,6 +107,7 @@ TWO_PHASE = HorizonComparison(
     remarks=(
         "OPD itself is only halfway to its teacher after these steps, and POPD has had the whole answer in the last "
         "few of them only. More steps were not tried, so that POPD falls behind here says little of where it would "
-        "end. Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer right."
+        "end. Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer "
+        "right."
     ),
 )
