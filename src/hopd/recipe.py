@@ -44,6 +44,16 @@ class AdditionSource(_TaskSource):
     held_out: bool = False
 
 
+class TwoPhaseSource(_TaskSource):
+    """Repeated addition, and then repeated tripling of the sum: the second half needs another skill."""
+
+    source: Literal["two_phase"]
+    steps: int = Field(6, ge=1, le=13)
+    size: int = Field(8192, ge=1, le=90_000)
+    seed: int = 0
+    held_out: bool = False
+
+
 class FileSource(_TaskSource):
     """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
 
@@ -67,8 +77,8 @@ class GymSource(_TaskSource):
     options: dict[str, Any] = {}
 
 
-TASK_SOURCES = ("addition", "file", "reasoning_gym")
-TaskSource = Annotated[AdditionSource | FileSource | GymSource, Field(discriminator="source")]
+TASK_SOURCES = ("addition", "two_phase", "file", "reasoning_gym")
+TaskSource = Annotated[AdditionSource | TwoPhaseSource | FileSource | GymSource, Field(discriminator="source")]
 
 
 class RolloutSection(_Section):

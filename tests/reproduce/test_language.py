@@ -1,15 +1,18 @@
 """The language experiments run, at a size of seconds, and give what their pages read."""
 
+from dataclasses import replace
+
 import pytest
 
-from hopd.reproduce import EXPERIMENTS, continuation, horizons, language, reverse, segments
+from hopd.reproduce import EXPERIMENTS, continuation, language, long_addition, pairs, reverse, segments, two_phase
 from hopd.reproduce.language import OPD, quickstart, student_after, topd, train
+
+SHORT = {"TOPD 0.1": (topd(0.1), 2, 1)}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(language, "HELD_OUT", 8)
-    monkeypatch.setattr(horizons, "VARIANTS", {"TOPD 0.1": (topd(0.1), 2, 1)})
     monkeypatch.setattr(reverse, "VARIANTS", {"OPD": (OPD, 8)})
     for module in (segments, continuation):
         monkeypatch.setattr(module, "STEPS", 1)
@@ -25,7 +28,7 @@ def test_a_run_goes_on_and_is_read_when_it_is_done(tmp_path):
 
 
 def test_horizons(tmp_path):
-    found = EXPERIMENTS["quickstart-horizons"].run("TOPD 0.1", 0, tmp_path)
+    found = replace(EXPERIMENTS["quickstart-horizons"], plan=SHORT).run("TOPD 0.1", 0, tmp_path)
     assert len(found["curve"]) == 3
     assert found["curve"][-1]["generated_tokens"] == 2 * 32 * 36
 
@@ -50,3 +53,19 @@ def test_prefix_continuation(tmp_path):
         assert len(found["accuracy"]) == 6
         assert len(found["sentences"]) == 2
         assert found["probe"]["rollouts"] == 8
+
+
+@pytest.mark.parametrize(("name", "module"), [("long-addition", long_addition), ("two-phase", two_phase)])
+def test_models_are_made_once_for_all_seeds(name, module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "UPDATES", (1, 1))
+    monkeypatch.setattr(module, "BATCH", 2)
+    setting = replace(module.SETTING, problems=8)
+    experiment = replace(EXPERIMENTS[name], plan={"TOPD 0.1": (topd(0.1), 1, 1)}, setting=setting)
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        experiment.prepare(seed, tmp_path / f"seed-{seed}")
+        monkeypatch.setattr(pairs, "fine_tune", None)  # whoever trains again, fails
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"teacher", "teacher.json", "student"}
+    found = experiment.run("TOPD 0.1", 1, tmp_path / "seed-1")["curve"][-1]
+    assert 0 < found["generated_tokens"] <= setting.prompts * (setting.full_tokens // 10 + 1)
+    assert found["problems"] == 8

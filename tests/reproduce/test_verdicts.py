@@ -37,6 +37,20 @@ def test_quickstart_horizons(tmp_path, opd, popd, topd, expected):
     assert verdicts("quickstart-horizons", results, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("popd", "topd", "expected"),
+    [
+        ((0.95, 50.0), 0.1, ["holds", "holds"]),
+        ((0.94, 50.0), 0.1, ["holds", "holds in part"]),  # as good, but never where OPD ends
+        ((0.95, 70.0), 0.6, ["does not hold", "holds in part"]),  # as good, but later
+        ((0.50, 50.0), 0.9, ["does not hold", "does not hold"]),
+    ],
+)
+def test_two_phase(tmp_path, popd, topd, expected):
+    results = {"OPD": runs(0.0, 0.95, 60.0), "POPD": runs(0.0, *popd), "TOPD 0.1": runs(0.0, topd, 10.0)}
+    assert verdicts("two-phase", results, tmp_path) == expected
+
+
 def paths(kind):
     straight = [[[0.1 * t, 0.1 * t] for t in range(STEPS)]]
     return {"teacher": straight, "before": straight, "after": straight} if kind else {}

@@ -7,7 +7,7 @@ which still knows the format and has lost the skill. Both see training pairs onl
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,13 +23,25 @@ TEACHER_UPDATES = 2600
 STUDENT_UPDATES = 200
 DROPPED_CARRIES = 0.5
 
+Examples = Callable[[int], Sequence[tuple[str, str]]]
+"""The prompts and responses that an update learns from."""
+
 
 def make(out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
     """Writes `out/teacher` and `out/student` (Hugging Face layout, bf16 safetensors, tokenizer included)."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tokenizer = character_tokenizer()
-    model = LlamaForCausalLM(
+    tokenizer = character_tokenizer(SYMBOLS)
+    model = small_llama(tokenizer)
+    log(f"teacher: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
+    fine_tune(model, tokenizer, scratchpads(rng, 0.0), TEACHER_UPDATES, learning_rate=1.5e-3, log=log)
+    save(model, tokenizer, out / "teacher")
+    fine_tune(model, tokenizer, scratchpads(rng, DROPPED_CARRIES), STUDENT_UPDATES, learning_rate=5e-4, log=log)
+    save(model, tokenizer, out / "student")
+
+
+def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
@@ -44,17 +56,12 @@ def make(out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    log(f"teacher: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
-    fine_tune(model, tokenizer, rng, TEACHER_UPDATES, learning_rate=1.5e-3, drop_carry=0.0, log=log)
-    save(model, tokenizer, out / "teacher")
-    fine_tune(model, tokenizer, rng, STUDENT_UPDATES, learning_rate=5e-4, drop_carry=DROPPED_CARRIES, log=log)
-    save(model, tokenizer, out / "student")
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {symbol: i for i, symbol in enumerate(["<pad>", "<eos>", "<unk>", *SYMBOLS])}
+def character_tokenizer(symbols: Sequence[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {symbol: i for i, symbol in enumerate(["<pad>", "<eos>", "<unk>", *symbols])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=1024
@@ -64,46 +71,56 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 def fine_tune(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    rng: random.Random,
+    examples: Examples,
     updates: int,
     learning_rate: float,
-    drop_carry: float,
     log: Callable[[str], None],
 ) -> None:
-    """Cross-entropy on the response; half of the batches have 12 steps, the others fewer."""
+    """Cross-entropy on the responses."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=0.1)
     model.train()
     started = time.perf_counter()
     for update in range(updates):
-        steps = STEPS if update % 2 == 0 else rng.randint(1, STEPS)
-        ids, labels = batch(tokenizer, rng, steps, drop_carry)
+        ids, labels = batch(tokenizer, examples(update))
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if update % 100 == 99:
+        if update % 50 == 49:
             log(f"  update {update + 1}/{updates}  loss {loss.item():.4f}  {time.perf_counter() - started:.0f} s")
 
 
-def batch(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, steps: int, drop_carry: float
-) -> tuple[Tensor, Tensor]:
-    """Token ids and labels (−100 on the prompt) of `BATCH` training pairs, all of one length."""
-    rows: list[str] = []
-    question = ""
-    while len(rows) < BATCH:
+def scratchpads(rng: random.Random, drop_carry: float) -> Examples:
+    """Half of the batches have 12 steps, the others fewer."""
+
+    def of_update(update: int) -> Sequence[tuple[str, str]]:
+        steps = STEPS if update % 2 == 0 else rng.randint(1, STEPS)
+        drawn = training_pairs(rng, BATCH)
+        return [(prompt(*pair, steps), scratchpad(*pair, steps, rng, drop_carry)) for pair in drawn]
+
+    return of_update
+
+
+def training_pairs(rng: random.Random, count: int) -> Iterator[tuple[int, int]]:
+    """Starts and addends that no evaluation has."""
+    while count:
         pair = rng.randrange(MODULUS), rng.randrange(MODULUS)
-        if is_held_out(*pair):
-            continue
-        question = prompt(*pair, steps)
-        rows.append(question + scratchpad(*pair, steps, rng, drop_carry) + tokenizer.eos_token)
-    ids = tokenizer(rows, return_tensors="pt").input_ids
-    labels = ids.clone()
-    labels[:, : len(question)] = -100
-    return ids, labels
+        if not is_held_out(*pair):
+            count -= 1
+            yield pair
+
+
+def batch(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """Token ids of prompts with their responses, padded on the right, and labels: −100 on prompts and padding."""
+    rows = [question + response + tokenizer.eos_token for question, response in examples]
+    encoded = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right")
+    labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
+    for label, (question, _) in zip(labels, examples, strict=True):
+        label[: len(tokenizer(question).input_ids)] = -100
+    return encoded.input_ids, labels
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:

@@ -2,12 +2,14 @@
 
 from hopd.reproduce.continuation import PrefixContinuation
 from hopd.reproduce.experiment import Experiment
-from hopd.reproduce.horizons import QuickstartHorizons
+from hopd.reproduce.horizons import QUICKSTART
+from hopd.reproduce.long_addition import LONG_ADDITION
 from hopd.reproduce.navigation import SimpleNavigation
 from hopd.reproduce.obstacle import AutoregressiveNavigation
 from hopd.reproduce.reverse import ReverseDistillation
 from hopd.reproduce.run import reproduce
 from hopd.reproduce.segments import SegmentAblation
+from hopd.reproduce.two_phase import TWO_PHASE
 from hopd.reproduce.variance import SignalVariance
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -16,7 +18,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         SimpleNavigation(),
         SignalVariance(),
         AutoregressiveNavigation(),
-        QuickstartHorizons(),
+        QUICKSTART,
+        LONG_ADDITION,
+        TWO_PHASE,
         PrefixContinuation(),
         ReverseDistillation(),
         SegmentAblation(),

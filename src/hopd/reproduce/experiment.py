@@ -15,7 +15,8 @@ class Experiment(Protocol):
     seeds: int
 
     def prepare(self, seed: int, work: Path) -> None:
-        """What the variants of a seed share, into the folder `work`: policies that know their own task, say."""
+        """What the variants of a seed share, into the folder `work`: policies that know their own task, say. The first
+        seed's has ended before the others' begin, so it can make in `work.parent` what all seeds share."""
         ...
 
     def variants(self) -> Sequence[str]: ...

@@ -1,92 +1,145 @@
-"""The quickstart's three horizons: does a short one reach as much, for less?"""
+"""Horizons on one task: does a short one reach as much, for less?"""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hopd.evaluation.evaluator import evaluate_model
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
-from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, final, quickstart, topd, train
+from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, Setting, final, quickstart, topd, train
+from hopd.training.files import write_atomically
 
-# Horizon, steps, and how often it is looked at: the shorter its steps, the more of them.
-VARIANTS: Mapping[str, tuple[Mapping[str, Any], int, int]] = {
-    "OPD": (OPD, 16, 2),
-    "POPD": (POPD, 24, 3),
-    "TOPD 0.1": (topd(0.1), 48, 6),
-}
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+Variants = Mapping[str, tuple[Mapping[str, Any], int, int]]
+"""Of each variant its horizon, its steps, and how often it is looked at: the shorter its steps, the more of them."""
+Costs = Mapping[str, Sequence[float | None]]
+"""Of each variant the seconds, by seed, to what OPD ends with; None where that was not reached."""
 
 
-class QuickstartHorizons:
-    name = "quickstart-horizons"
-    seeds = SEEDS
+def homogeneous(results: Results, to_target: Costs) -> Sequence[Claim]:
+    """What the paper says of tasks whose skill is the same everywhere in an answer."""
+    accuracy = {name: final(runs) for name, runs in results.items()}
+    seconds = {name: mean(final(runs, "training_seconds")) for name, runs in results.items()}
+    lost = [100 * (opd - t) for opd, t in zip(accuracy["OPD"], accuracy["TOPD 0.1"], strict=True)]
+    share = seconds["TOPD 0.1"] / seconds["OPD"]
+    said, reached = sooner(to_target)
+    return [
+        Claim(
+            "TOPD 0.1 ends within 1 point of OPD at no more than 1/5 of its seconds",
+            f"OPD minus TOPD by seed: {', '.join(f'{points:+.1f}' for points in lost)} points, at "
+            f"{share:.2f} of its seconds",
+            "holds"
+            if max(lost) <= 1 and share <= 0.2
+            else "holds in part"
+            if mean(lost) <= 1 or share <= 0.2
+            else "does not hold",
+        ),
+        Claim(
+            "POPD reaches OPD's final accuracy at least 2.5 times sooner",
+            f"by seed: {said}",
+            "holds"
+            if len(reached) == len(to_target["OPD"]) and min(reached) >= 2.5
+            else "holds in part"
+            if reached and mean(reached) >= 1.5
+            else "does not hold",
+        ),
+    ]
 
-    def prepare(self, seed: int, work: Path) -> None: ...
+
+@dataclass
+class HorizonComparison:
+    """Horizons on one task: the quickstart's, or that of a `setting`, whose models `make` writes to a folder."""
+
+    name: str
+    title: str
+    source: str
+    text: str
+    plan: Variants
+    setting: Setting | None = None
+    make: Callable[[Path], None] | None = None
+    claims: Callable[[Results, Costs], Sequence[Claim]] = homogeneous
+    remarks: str = ""
+    seeds: int = SEEDS
+
+    def prepare(self, seed: int, work: Path) -> None:
+        if self.setting and self.make and not (self.setting.models(work) / "student").exists():
+            self.make(self.setting.models(work))
+            recipe = quickstart("teacher", seed, work, OPD, 1, 1, self.setting)
+            score = evaluate_model(str(self.setting.models(work) / "teacher"), recipe).score
+            write_atomically(_teacher(self.setting, work), json.dumps(score))
 
     def variants(self) -> Sequence[str]:
-        return list(VARIANTS)
+        return list(self.plan)
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
-        horizon, steps, every = VARIANTS[variant]
-        return {"curve": train(quickstart(variant, seed, work, horizon, steps, every))}
+        horizon, steps, every = self.plan[variant]
+        curve = train(quickstart(variant, seed, work, horizon, steps, every, self.setting))
+        return {"curve": curve} | (
+            {"teacher": json.loads(_teacher(self.setting, work).read_text())} if self.setting else {}
+        )
 
     def page(self, results: Results, out: Path) -> Page:
-        accuracy = {name: final(runs) for name, runs in results.items()}
-        seconds = {name: final(runs, "training_seconds") for name, runs in results.items()}
-        to_target = {name: _to_target(results, name) for name in VARIANTS}
-        _draw(results, out)
-        lost = [100 * (opd - t) for opd, t in zip(accuracy["OPD"], accuracy["TOPD 0.1"], strict=True)]
-        share = mean(seconds["TOPD 0.1"]) / mean(seconds["OPD"])
-        faster = [
-            opd / popd if opd and popd else None for opd, popd in zip(to_target["OPD"], to_target["POPD"], strict=True)
-        ]
+        to_target = {name: _to_target(results, name) for name in results}
+        _draw(results, out / f"{self.name}.png")
         rows = [
             [
                 name,
-                interval(accuracy[name]),
-                f"{mean(seconds[name]):.1f}",
+                interval(final(results[name])),
+                f"{mean(final(results[name], 'training_seconds')):.1f}",
                 ", ".join("never" if cost is None else f"{cost:.1f}" for cost in to_target[name]),
                 f"{mean(final(results[name], 'generated_tokens')) / 1000:.0f}k",
                 f"{mean(final(results[name], 'training_flops')) / 1e12:.2f}",
             ]
-            for name in VARIANTS
+            for name in results
         ]
-        said = ", ".join("never" if times is None else f"{times:.1f} ×" for times in faster)
-        reached = [times for times in faster if times is not None]
+        untrained = mean([run["curve"][0]["accuracy"] for runs in results.values() for run in runs])
+        models = f"The untrained student: {100 * untrained:.0f} %"
+        if teacher := results["OPD"][0].get("teacher"):
+            models += f"; the teacher: {100 * teacher:.0f} %"
+        columns = ["", "accuracy (seeds)", "seconds", "seconds to OPD's final accuracy", "tokens", "TFLOP"]
         return Page(
-            title="The quickstart's horizons: OPD, POPD, TOPD",
-            source="After Table 1 of the paper, on a task and models of our own",
-            setting=(
-                "Repeated addition with a scratchpad, 353 tokens an answer; student and teacher of 0.65M parameters "
-                f"from the package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. "
-                "What is to be learnt, addition with carry, is the same everywhere in an answer: the case for which "
-                "the paper expects TOPD to work. Seconds are those of training, on one core."
-            ),
-            tables=[
-                table(["", "accuracy (seeds)", "seconds", "seconds to OPD's final accuracy", "tokens", "TFLOP"], rows)
-            ],
-            figures={"quickstart-horizons.png": "Accuracy against seconds and steps, one line a seed"},
-            claims=[
-                Claim(
-                    "TOPD 0.1 ends within 1 point of OPD at no more than 1/5 of its seconds",
-                    f"OPD minus TOPD by seed: {', '.join(f'{points:+.1f}' for points in lost)} points, at "
-                    f"{share:.2f} of its seconds",
-                    "holds"
-                    if max(lost) <= 1 and share <= 0.2
-                    else "holds in part"
-                    if mean(lost) <= 1 or share <= 0.2
-                    else "does not hold",
-                ),
-                Claim(
-                    "POPD reaches OPD's final accuracy at least 2.5 times sooner",
-                    f"by seed: {said}",
-                    "holds"
-                    if len(reached) == len(faster) and min(reached) >= 2.5
-                    else "holds in part"
-                    if reached and mean(reached) >= 1.5
-                    else "does not hold",
-                ),
-            ],
+            title=self.title,
+            source=self.source,
+            setting=self.text,
+            tables=[table(columns, rows) + f"\n\n{models}."],
+            figures={f"{self.name}.png": "Accuracy against seconds and tokens, one line a seed"},
+            claims=self.claims(results, to_target),
+            remarks=self.remarks,
         )
+
+
+QUICKSTART = HorizonComparison(
+    name="quickstart-horizons",
+    title="The quickstart's horizons: OPD, POPD, TOPD",
+    source="After Table 1 of the paper, on a task and models of our own",
+    text=(
+        "Repeated addition with a scratchpad, 353 tokens an answer; student and teacher of 0.65M parameters "
+        f"from the package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. "
+        "What is to be learnt, addition with carry, is the same everywhere in an answer: the case for which "
+        "the paper expects TOPD to work. Seconds are those of training, on one core."
+    ),
+    plan={
+        "OPD": (OPD, 16, 2),
+        "POPD": (POPD, 24, 3),
+        "TOPD 0.1": (topd(0.1), 48, 6),
+    },
+)
+
+
+def _teacher(setting: Setting, work: Path) -> Path:
+    return setting.models(work) / "teacher.json"
+
+
+def sooner(to_target: Costs) -> tuple[str, Sequence[float]]:
+    """How many times sooner than OPD POPD reaches what OPD ends with: as text by seed, and where it is reached."""
+    times = [
+        opd / popd if opd and popd else None for opd, popd in zip(to_target["OPD"], to_target["POPD"], strict=True)
+    ]
+    said = ", ".join("never" if ratio is None else f"{ratio:.1f} ×" for ratio in times)
+    return said, [ratio for ratio in times if ratio is not None]
 
 
 def _to_target(results: Results, name: str) -> list[float | None]:
@@ -97,11 +150,11 @@ def _to_target(results: Results, name: str) -> list[float | None]:
     ]
 
 
-def _draw(results: Results, out: Path) -> None:
+def _draw(results: Results, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
-    for colour, (name, runs) in zip(("tab:blue", "tab:orange", "tab:green"), results.items(), strict=True):
+    for colour, (name, runs) in zip(COLOURS, results.items(), strict=False):
         for i, run in enumerate(runs):
             accuracy = [100 * point["accuracy"] for point in run["curve"]]
             for panel, key in zip(panels, ("training_seconds", "generated_tokens"), strict=True):
@@ -110,4 +163,4 @@ def _draw(results: Results, out: Path) -> None:
     panels[0].set(xlabel="seconds of training, one core", ylabel="accuracy at full length, %")
     panels[1].set(xlabel="thousand tokens generated", xscale="symlog")
     panels[0].legend(frameon=False)
-    save(figure, out / "quickstart-horizons.png")
+    save(figure, path)

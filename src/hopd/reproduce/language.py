@@ -1,6 +1,7 @@
 """What the language experiments share: the quickstart's recipe with changes, run to its end or read if it was."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,49 @@ POPD = {"controller": "progressive", "start": 30, "increment": 6}
 HELD_OUT = 256  # problems of an evaluation: a share of 0.95 has a standard error of 1.4 points
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Another task than the quickstart's, with the length of its answers and the prompts of a step. `held_out` are
+    the changes that make it the task of evaluation, on `problems` of it. Its student and teacher are made once, for
+    all seeds."""
+
+    task: Mapping[str, Any]
+    held_out: Mapping[str, Any]
+    full_tokens: int
+    prompts: int = 32
+    problems: int = HELD_OUT
+
+    def models(self, work: Path) -> Path:
+        """Where student and teacher lie; `work` is the folder of any seed."""
+        return work.parent / "models"
+
+
 def topd(ratio: float) -> dict[str, Any]:
     return {"controller": "truncated", "ratio": ratio}
 
 
-def quickstart(name: str, seed: int, work: Path, horizon: Mapping[str, Any], steps: int, every: int) -> Recipe:
-    """The quickstart's recipe with another horizon and number of steps, evaluated on `HELD_OUT` problems."""
+def quickstart(
+    name: str,
+    seed: int,
+    work: Path,
+    horizon: Mapping[str, Any],
+    steps: int,
+    every: int,
+    setting: Setting | None = None,
+) -> Recipe:
+    """The quickstart's recipe with another horizon and number of steps, evaluated on `HELD_OUT` problems; with a
+    `setting`, on its task and with its models."""
     recipe = Recipe.load(RECIPE, [f"seed={seed}"])
     assert recipe.evaluation is not None
     evaluation = recipe.evaluation.model_dump() | {"every": every, "at_start": True}
     evaluation["task"] = dict(evaluation["task"]) | {"size": HELD_OUT}
     training = recipe.training.model_dump() | {"steps": steps}
     changes = {"name": name.replace(" ", "-"), "output": str(work), "horizon": dict(horizon), "training": training}
+    if setting:
+        rollout = {"full_tokens": setting.full_tokens, "prompts": setting.prompts}
+        changes |= {"task": dict(setting.task), "rollout": recipe.rollout.model_dump() | rollout}
+        changes |= {role: {"model": str(setting.models(work) / role)} for role in ("student", "teacher")}
+        evaluation["task"] = dict(setting.task) | dict(setting.held_out) | {"size": setting.problems}
     return recipe.with_changes(**changes, evaluation=evaluation)
 
 

@@ -28,7 +28,8 @@ def reproduce(experiment: Experiment, work: Path, out: Path, seeds: int | None =
     unprepared = sorted({seed for _, seed in missing if not _prepared(folder, seed).exists()})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        _wait(pool, [(_prepare, experiment, folder, seed) for seed in unprepared], log)
+        for seeds_at_once in (unprepared[:1], unprepared[1:]):  # the first may make what all seeds share
+            _wait(pool, [(_prepare, experiment, folder, seed) for seed in seeds_at_once], log)
         _wait(pool, [(_run, experiment, folder, *job) for job in missing], log)
     results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in experiment.variants()}
     for variant, seed in jobs:

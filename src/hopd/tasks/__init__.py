@@ -6,6 +6,7 @@ from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Problem, Task
 from hopd.tasks.prompts import PromptSet, encode
+from hopd.tasks.two_phase import TwoPhase
 
 __all__ = [
     "Problem",
@@ -14,6 +15,7 @@ __all__ = [
     "ReasoningGym",
     "RepeatedAddition",
     "Task",
+    "TwoPhase",
     "build_prompts",
     "build_task",
     "encode",

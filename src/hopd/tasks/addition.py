@@ -28,7 +28,7 @@ HELD_OUT = 10  # one (start, addend) pair in ten is for evaluation only
 
 
 def prompt(start: int, addend: int, steps: int) -> str:
-    return f"{_digits(start)}+{_digits(addend)}*{LABELS[steps - 1]}:"
+    return f"{digits(start)}+{digits(addend)}*{LABELS[steps - 1]}:"
 
 
 def scratchpad(start: int, addend: int, steps: int, rng: random.Random | None = None, drop_carry: float = 0.0) -> str:
@@ -45,12 +45,12 @@ def scratchpad(start: int, addend: int, steps: int, rng: random.Random | None = 
             columns.append(f"{a}{b}{carry}{digit}{carry_out}")
             total += digit * 10**place
             carry = carry_out
-        lines.append(f"{label}{_digits(value)}+{_digits(addend)}:{''.join(columns)}={_digits(total)};")
+        lines.append(f"{label}{digits(value)}+{digits(addend)}:{''.join(columns)}={digits(total)};")
         value = total
-    return "".join(lines) + f"#{_digits(value)}"
+    return "".join(lines) + f"#{digits(value)}"
 
 
-def _digits(value: int) -> str:
+def digits(value: int) -> str:
     """Fixed width, least significant digit first."""
     return f"{value:0{DIGITS}d}"[::-1]
 
@@ -66,14 +66,9 @@ class RepeatedAddition:
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
-        rng = random.Random(f"{self.seed}/{self.held_out}")
-        pairs: dict[tuple[int, int], None] = {}  # a set that keeps its order
-        while len(pairs) < self.size:
-            pair = rng.randrange(MODULUS), rng.randrange(MODULUS)
-            if is_held_out(*pair) == self.held_out:
-                pairs[pair] = None
+        pairs = draw_pairs(self.size, self.seed, self.held_out)
         return [
-            Problem(id=i, prompt=prompt(*pair, self.steps), answer=_digits((pair[0] + self.steps * pair[1]) % MODULUS))
+            Problem(id=i, prompt=prompt(*pair, self.steps), answer=digits((pair[0] + self.steps * pair[1]) % MODULUS))
             for i, pair in enumerate(pairs)
         ]
 
@@ -86,3 +81,14 @@ def is_held_out(start: int, addend: int) -> bool:
     """A fixed tenth of all pairs, by a hash that no digit decides: no training prompt, of the teacher's own training
     included, is ever an evaluation problem."""
     return zlib.crc32(f"{start}+{addend}".encode()) % HELD_OUT == 0
+
+
+def draw_pairs(size: int, seed: int, held_out: bool) -> Sequence[tuple[int, int]]:
+    """`size` different pairs (start, addend), for evaluation or for training."""
+    rng = random.Random(f"{seed}/{held_out}")
+    pairs: dict[tuple[int, int], None] = {}  # a set that keeps its order
+    while len(pairs) < size:
+        pair = rng.randrange(MODULUS), rng.randrange(MODULUS)
+        if is_held_out(*pair) == held_out:
+            pairs[pair] = None
+    return list(pairs)

@@ -1,0 +1,62 @@
+"""Two-phase arithmetic: the first half of a response adds up, the second half triples what came out.
+
+A prompt `472+185*f:` asks to add 581 to 274 six times and then to triple the sum six times, all mod 1000 (digits
+are written least significant first). A response has the lines of `hopd.tasks.addition`, then lines of 24 characters,
+and then the answer:
+
+    g081*3:000080421250=045;   label, value, per digit (a, carry in, digit, carry out), new value
+
+Whoever reads the first half only learns addition with carry, and nothing of the table of three.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hopd.tasks.addition import DIGITS, LABELS, MODULUS, digits, draw_pairs, prompt, scratchpad
+from hopd.tasks.problem import Problem
+
+FACTOR = 3
+
+
+def worked(
+    start: int, addend: int, steps: int, rng: random.Random, drop_carry: float = 0.0, double: float = 0.0
+) -> str:
+    """The response to `prompt`. The student's broken habits: a carry of an addition is forgotten with the probability
+    `drop_carry`, and a digit is doubled instead of tripled with the probability `double`."""
+    first = scratchpad(start, addend, steps, rng, drop_carry).partition("#")[0]
+    value, lines = int(first[-1 - DIGITS : -1][::-1]), []
+    for label in LABELS[steps : 2 * steps]:
+        columns, carry, total = [], 0, 0
+        for place in range(DIGITS):
+            a = value // 10**place % 10
+            carry_out, digit = divmod(a * (2 if rng.random() < double else FACTOR) + carry, 10)
+            columns.append(f"{a}{carry}{digit}{carry_out}")
+            total += digit * 10**place
+            carry = carry_out
+        lines.append(f"{label}{digits(value)}*{FACTOR}:{''.join(columns)}={digits(total)};")
+        value = total
+    return first + "".join(lines) + f"#{digits(value)}"
+
+
+@dataclass(frozen=True)
+class TwoPhase:
+    """`size` problems of `steps` additions and as many triplings; `held_out` picks the evaluation pairs."""
+
+    steps: int
+    size: int
+    seed: int = 0
+    held_out: bool = False
+
+    @cached_property
+    def problems(self) -> Sequence[Problem]:
+        def answer(start: int, addend: int) -> str:
+            return digits((start + self.steps * addend) * FACTOR**self.steps % MODULUS)
+
+        pairs = draw_pairs(self.size, self.seed, self.held_out)
+        return [Problem(i, prompt(*pair, self.steps), answer(*pair)) for i, pair in enumerate(pairs)]
+
+    def score(self, problem: Problem, response: str) -> float:
+        """1 if what follows the last `#` is the answer, to the character."""
+        return float(response.rpartition("#")[2] == problem.answer and "#" in response)
