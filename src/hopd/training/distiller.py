@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
-from hopd.errors import Interrupted, RecipeError
+from hopd.errors import CheckpointError, Interrupted, RecipeError
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
@@ -73,6 +73,7 @@ class Distiller:
             log_with=list(recipe.trackers) or None,
             project_config=ProjectConfiguration(str(recipe.directory)),
         )
+        check_same_checkpoint(resumed.step if resumed else 0)
         self.progress = progress or Progress(quiet=not self.processes.is_main_process)
 
         models = load_models(recipe, self.processes.device, resumed.path if resumed else None)
@@ -134,7 +135,7 @@ class Distiller:
         seed = fold(self.recipe.seed, self.step)
         statistics = StepStatistics()
         with interruption.welcome():
-            decision = self.controller.decide(self.step)
+            decision = self._decide()
             mini_batches = self._sample(decision, seed)
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
@@ -146,6 +147,11 @@ class Distiller:
         self.controller.observe(statistics.evidence(self.step, decision.tokens))
         self.step += 1
         self._log(decision, statistics, gradient_norm)
+
+    def _decide(self) -> Decision:
+        """The first process's: a controller that looks at a clock, say, may decide otherwise on another."""
+        first = self.processes.is_main_process
+        return broadcast_object_list([self.controller.decide(self.step) if first else None])[0]
 
     def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
         """This process's share of the step's rollouts, in mini-batches: one for each optimiser step."""
@@ -310,6 +316,16 @@ class Distiller:
             },
         )
         checkpoints.prune(directory, settings.keep_last, settings.keep_best)
+
+
+def check_same_checkpoint(step: int) -> None:
+    """Raises `CheckpointError`, on every process, unless all of them go on from the same step."""
+    steps = gather_object([step])
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(set(steps))))}); "
+            "output must be on a file system that all nodes share"
+        )
 
 
 def check_trackers(recipe: Recipe) -> None:
