@@ -6,6 +6,7 @@ are taken apart once, here, and the parts are checked against the model's own lo
 
 import importlib.util
 import inspect
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from hopd.errors import ModelError
 from hopd.objective.head import Head
 
 PACKAGE = "package:"
+ADAPTERS = "adapter_config.json"  # in a directory of peft's
 
 
 class LanguageModel:
@@ -123,9 +125,19 @@ def load(
     """A model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
 
     Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers and drops the others.
-    Raises `ModelError`.
+    A directory of LoRA adapters gives their base model with the adapters in it. Raises `ModelError`.
     """
     path = resolve(source)
+    if is_adapters(source):
+        from hopd.lora import load_adapters
+
+        base = json.loads((path / ADAPTERS).read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"the adapters of {source} do not say what model they belong to (base_model_name_or_path)")
+        adapted = load(base, dtype=dtype, device=device, layers=layers, trust_remote_code=trust_remote_code)
+        load_adapters(adapted, path)
+        adapted.name = source
+        return adapted
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -147,6 +159,11 @@ def load(
     if model.device.type == "cpu":
         keep_freed_memory()
     return LanguageModel(model, tokenizer, source)
+
+
+def is_adapters(source: str) -> bool:
+    """Whether it is a directory of adapters, which `load` puts into their base model."""
+    return (resolve(source) / ADAPTERS).is_file()
 
 
 def resolve(source: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 from hopd.analysis.continuation import RATIOS, continuation
 from hopd.analysis.probe import probe
 from hopd.model import load
-from hopd.recipe import Recipe
+from hopd.recipe import ModelSource, Recipe
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import SEEDS, quickstart, student_after, topd, train
@@ -32,7 +32,7 @@ class PrefixContinuation:
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
         recipe = self._recipe(seed, work)
-        assert recipe.teacher is not None
+        assert isinstance(recipe.teacher, ModelSource)
         assert recipe.evaluation is not None
         student = load(recipe.student.model if variant == "before" else student_after(recipe))
         teacher, full = load(recipe.teacher.model), recipe.rollout.full_tokens

@@ -18,10 +18,10 @@ from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.errors import CheckpointError, Interrupted, RecipeError
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
-from hopd.recipe import Recipe
+from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
 from hopd.tasks import build_prompts
-from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
+from hopd.teacher import BaseTeacher, LocalTeacher, RoutedTeacher, Teacher
 from hopd.training import checkpoint as checkpoints
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
@@ -95,7 +95,7 @@ class Distiller:
             student=self.student,
             teacher=teacher or self._teacher(),
             student_cost=self.cost,
-            teacher_costs={name: PassCost.of(model) for name, model in self.teachers.items()},
+            teacher_costs={name: PassCost.of(model) for name, model in (self.teachers or {None: self.student}).items()},
             objective=recipe.objective,
             window=recipe.loss_window(),
             optimizer=self.optimizer,
@@ -179,6 +179,8 @@ class Distiller:
 
     def _teacher(self) -> Teacher:
         temperature = self.recipe.rollout.temperature
+        if isinstance(self.recipe.teacher, AdaptersOff):
+            return BaseTeacher(self.student, temperature)
         local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
         named = {name: teacher for name, teacher in local.items() if name is not None}
         return RoutedTeacher(named) if named else local[None]

@@ -40,6 +40,7 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
     trained = sum(master.numel() for master in run.optimizer.masters.values())
     # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
     static = trained * (16 + (2 if element == 2 else 0))
+    static += element * sum(p.numel() for p in student.model.parameters() if not p.requires_grad)
     static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
     if horizon is None:
         horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
