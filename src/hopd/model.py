@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
         self.backbone: nn.Module = model.base_model
+        self.forward: Callable[..., Any] = self.backbone  # another way to it, where the model is cut up
         self.recomputes = False  # gradient checkpointing, where there is a gradient
         self._vocabulary: int | None = None
         self._takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
@@ -95,7 +96,7 @@ class LanguageModel:
         if self.recomputes:
             self._recompute(cache is None and torch.is_grad_enabled())
         given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
-        return self.backbone(
+        return self.forward(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **given
         ).last_hidden_state
 

@@ -132,6 +132,7 @@ class TrainingSection(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     tokens_per_batch: int = Field(8192, ge=1)
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
 
     @model_validator(mode="after")

@@ -6,13 +6,13 @@ comes after it.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from torch import Tensor
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.errors import CheckpointError, Interrupted, RecipeError
@@ -33,6 +33,7 @@ from hopd.training.models import load_models
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
 from hopd.training.progress import Progress
+from hopd.training.sharding import Sharding, shard
 from hopd.training.statistics import StepStatistics
 
 SAMPLES_KEPT = 4  # rollouts of each evaluation that are written out for people to read
@@ -84,6 +85,7 @@ class Distiller:
         self.controller = controller or recipe.controller()
         self.evaluator = self._evaluator()
 
+        self.sharding = self._sharding()
         self.engine = engine or NativeEngine(self.student, rollout.rows)
         self.cost = PassCost.of(self.student)
         self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
@@ -100,7 +102,8 @@ class Distiller:
             window=recipe.loss_window(),
             optimizer=self.optimizer,
             ledger=self.ledger,
-            reduce=partial(self.processes.reduce, reduction="sum"),
+            sharding=self.sharding,
+            reduce=self._reduce,
             temperature=rollout.temperature,
             tokens_per_batch=recipe.training.tokens_per_batch,
         )
@@ -160,7 +163,7 @@ class Distiller:
         size = self.recipe.training.mini_batch or len(prompts)
         shares = [prompts[start : start + size][rank::ranks] for start in range(0, len(prompts), size)]
         mine = [prompt for share in shares for prompt in share]
-        with self.ledger.phase("rollout"):
+        with self.ledger.phase("rollout"), self.sharding.whole():
             made = self.engine.sample(mine, decision.tokens, rollout.sampling, seed, rollout.samples) if mine else []
         lengths = [len(prompt.ids) for prompt in mine]
         self.ledger.add("rollout", self.cost.generate([(len(r.prompt.ids), r.length) for r in made], lengths))
@@ -176,6 +179,18 @@ class Distiller:
         return mini_batches
 
     # What surrounds the loop.
+
+    def _sharding(self) -> Sharding:
+        part, parts, reduce = self.processes.process_index, self.processes.num_processes, self._reduce
+        if self.recipe.training.sharding == "none" or parts == 1:
+            self.student.model.to(self.processes.device)
+            return Sharding([], part, parts, reduce)
+        bf16 = self.recipe.training.precision == "bf16"
+        return shard(self.student, self.processes.device, part, parts, reduce, bf16)
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        """Its sum over the processes."""
+        return self.processes.reduce(tensor, reduction="sum")
 
     def _teacher(self) -> Teacher:
         temperature = self.recipe.rollout.temperature
@@ -233,7 +248,7 @@ class Distiller:
         if not self._evaluation_is_due():
             return
         assert self.evaluator is not None
-        with interruption.welcome(), self.ledger.phase("evaluation"):
+        with interruption.welcome(), self.ledger.phase("evaluation"), self.sharding.whole():
             measured, rollouts = self.evaluator.run()
         self.ledger.add(evaluated_tokens=measured.tokens)
         self._commit()
@@ -296,19 +311,21 @@ class Distiller:
 
     def _save(self) -> None:
         """A checkpoint of the complete steps, unless there is one."""
-        self.processes.wait_for_everyone()
-        if not self.processes.is_main_process:
-            return
         directory, settings, last = self.directory.checkpoints, self.recipe.checkpoint, self.evaluated
-        if any(found.step == self.step for found in checkpoints.find(directory)):
+        first = self.processes.is_main_process
+        saved = first and any(found.step == self.step for found in checkpoints.find(directory))
+        if broadcast_object_list([saved])[0]:
+            return
+        weights, moments = self.optimizer.master_state(self.student.model, first), self.optimizer.state(first)
+        if not first:
             return
         checkpoints.save(
             directory,
             self.step,
             self.student.model,
-            self.optimizer.master_state(self.student.model),
+            weights,
             self.student.tokenizer,
-            self.optimizer.state(),
+            moments,
             {
                 "step": self.step,
                 "score": last["score"] if last and last["step"] == self.step else None,

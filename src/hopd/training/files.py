@@ -19,12 +19,13 @@ from hopd.training.checkpoint import Checkpoint, find
 
 LINES = ("metrics", "horizon", "evaluations", "samples")
 
-# What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory.
+# What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory and over processes.
 CHANGEABLE = (
     "training.steps",
     "training.epochs",
     "training.tokens_per_batch",
     "training.attention",
+    "training.sharding",
     "rollout.rows",
     "output",
 )

@@ -25,17 +25,18 @@ class Models:
 
 
 def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None) -> Models:
-    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe.
+    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe. A student that is
+    to be sharded stays on the CPU.
 
     Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
     """
+    # What will be sharded may be too large, whole, for a GPU.
+    place = "cpu" if recipe.training.sharding == "fsdp" else device
     if checkpoint is not None:
         layers = recipe.student.layers if recipe.lora else None  # a base is as it came, all else as it was trained
-        student = load(
-            str(checkpoint), device=device, layers=layers, trust_remote_code=recipe.student.trust_remote_code
-        )
+        student = load(str(checkpoint), device=place, layers=layers, trust_remote_code=recipe.student.trust_remote_code)
     else:
-        student = _load(recipe.student, device, torch.float32)
+        student = _load(recipe.student, place, torch.float32)
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, ADAPTERS))
     elif has_adapters(student.model):
