@@ -47,6 +47,7 @@ class Learner:
         batches = self.batches(rollouts, seed)
         mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
+        passes = int(self.sharding.most(len(batches), self.student.device))
         with replaced_linears(self.student.backbone, for_training):
             for batch in batches:
                 total, terms = self.loss(batch)
@@ -56,7 +57,7 @@ class Learner:
                     (total / count).backward()
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
-            for _ in range(int(self.sharding.most(len(batches), self.student.device)) - len(batches)):
+            for _ in range(passes - len(batches)):
                 self._pass_for_others()
 
     def apply(self, step: int) -> float:

@@ -25,8 +25,8 @@ class Models:
 
 
 def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None) -> Models:
-    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe. A student that is
-    to be sharded stays on the CPU.
+    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe. A student that
+    is to be sharded stays on the CPU.
 
     Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
     """
