@@ -33,8 +33,8 @@ def add_adapters(model: LanguageModel, rank: int, alpha: int, targets: str | Seq
 
     chosen = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the model is
+        torch.default_generator.manual_seed(seed)
         _inject(model, config)
     where = Path(model.name)
     config.base_model_name_or_path = str(where.absolute()) if where.exists() else model.name

@@ -155,9 +155,17 @@ def test_the_first_process_decides_the_horizon(tmp_path):
 FSDP = "training.sharding=fsdp"
 
 
-@pytest.mark.parametrize("change", ["training.gradient_checkpointing=false", "training.gradient_checkpointing=true"])
-def test_a_sharded_model_gives_the_curve_of_one_process(train, one, change):
-    check_same(one, train(2, FSDP, change))
+@pytest.fixture(scope="module")
+def sharded(train: Callable[..., Path]) -> Path:
+    return train(2, FSDP)
+
+
+def test_a_sharded_model_gives_the_curve_of_one_process(one, sharded):
+    check_same(one, sharded)
+
+
+def test_so_it_does_with_gradient_checkpointing(train, one):
+    check_same(one, train(2, FSDP, "training.gradient_checkpointing=true"))
 
 
 def test_a_sharded_model_waits_for_a_process_without_prompts(train):
@@ -172,8 +180,8 @@ def test_a_sharded_run_resumes_as_a_whole_one_and_back(train, one, before, after
     check_same(one, train(after, FSDP if after == 2 else "training.sharding=none", output=tmp_path))
 
 
-def test_a_checkpoint_of_a_sharded_model_is_one_directory_of_hugging_face(train, one):
-    place = train(2, FSDP) / "checkpoints" / f"step-{STEPS:06d}"
+def test_a_checkpoint_of_a_sharded_model_is_one_directory_of_hugging_face(one, sharded):
+    place = sharded / "checkpoints" / f"step-{STEPS:06d}"
     other = one / "checkpoints" / place.name
     assert sorted(path.name for path in place.iterdir()) == sorted(path.name for path in other.iterdir())
     for name in ("model.safetensors", "optimizer.safetensors"):

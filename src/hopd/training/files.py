@@ -19,7 +19,7 @@ from hopd.training.checkpoint import Checkpoint, find
 
 LINES = ("metrics", "horizon", "evaluations", "samples")
 
-# What a resumed run may change: how long it goes on, how it is watched, and how work is cut up (in memory, over processes).
+# What a resumed run may change: how long it goes on, how it is watched, how work is cut up in memory or over processes.
 CHANGEABLE = (
     "training.steps",
     "training.epochs",

@@ -101,11 +101,12 @@ class Learner:
     def flops(self, batch: Batch) -> dict[str, float]:
         """Of one micro-batch, by phase."""
         positions = batch.at.tokens.numel()
-        passes = 3 + (1 if self.student.recomputes else 0)
-        heads = self.student_cost.head * positions * (3 + (1 if self.objective.gamma else 0))
+        cost, lengths = self.student_cost, batch.lengths
+        again = cost.forward(lengths, 0) if self.student.recomputes else 0.0
+        credit = cost.head * positions if self.objective.gamma else 0.0
         return {
-            "update": passes * self.student_cost.forward(batch.lengths, 0) + heads,
-            "teacher": self.teacher_costs[batch.teacher].forward(batch.lengths, positions),
+            "update": cost.forward(lengths, positions) + cost.backward(lengths, positions) + again + credit,
+            "teacher": self.teacher_costs[batch.teacher].forward(lengths, positions),
         }
 
     def _account(self, batch: Batch) -> None:
