@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from hopd.model import load
+
 RECIPE = """
 name: run
 output: {output}
@@ -166,6 +168,17 @@ def test_a_sharded_model_gives_the_curve_of_one_process(one, sharded):
 
 def test_so_it_does_with_gradient_checkpointing(train, one):
     check_same(one, train(2, FSDP, "training.gradient_checkpointing=true"))
+
+
+def test_a_sharded_head_of_its_own(train, tmp_path):
+    """Embedding and head of the quickstart's student are one matrix; here they are two."""
+    student = load("package:hopd/quickstart/student")
+    student.model.config.tie_word_embeddings = False
+    student.model.lm_head.weight = torch.nn.Parameter(student.model.lm_head.weight.detach().clone())
+    student.model.save_pretrained(tmp_path / "untied")
+    student.tokenizer.save_pretrained(tmp_path / "untied")
+    untied = f"student.model={tmp_path / 'untied'}"
+    check_same(train(1, untied), train(2, FSDP, untied))
 
 
 def test_a_sharded_model_waits_for_a_process_without_prompts(train):
