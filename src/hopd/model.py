@@ -6,8 +6,9 @@ are taken apart once, here, and the parts are checked against the model's own lo
 
 import importlib.util
 import inspect
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hopd.errors import ModelError
 from hopd.objective.head import Head
 
 PACKAGE = "package:"
+ADAPTERS = "adapter_config.json"  # in a directory of peft's
 
 
 class LanguageModel:
@@ -36,6 +38,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
         self.backbone: nn.Module = model.base_model
+        self.forward: Callable[..., Any] = self.backbone  # another way to it, where the model is cut up
         self.recomputes = False  # gradient checkpointing, where there is a gradient
         self._vocabulary: int | None = None
         taken = inspect.signature(self.backbone.forward).parameters
@@ -95,7 +98,7 @@ class LanguageModel:
         if self.recomputes:
             self._recompute(cache is None and torch.is_grad_enabled())
         given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
-        return self.backbone(
+        return self.forward(
             input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **given
         ).last_hidden_state
 
@@ -125,9 +128,19 @@ def load(
     """A model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
 
     Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers and drops the others.
-    Raises `ModelError`.
+    A directory of LoRA adapters gives their base model with the adapters in it. Raises `ModelError`.
     """
     path = resolve(source)
+    if is_adapters(source):
+        from hopd.lora import load_adapters
+
+        base = json.loads((path / ADAPTERS).read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"the adapters of {source} do not say what model they belong to (base_model_name_or_path)")
+        adapted = load(base, dtype=dtype, device=device, layers=layers, trust_remote_code=trust_remote_code)
+        load_adapters(adapted, path)
+        adapted.name = source
+        return adapted
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -149,6 +162,11 @@ def load(
     if model.device.type == "cpu":
         keep_freed_memory()
     return LanguageModel(model, tokenizer, source)
+
+
+def is_adapters(source: str) -> bool:
+    """Whether it is a directory of adapters, which `load` puts into their base model."""
+    return (resolve(source) / ADAPTERS).is_file()
 
 
 def resolve(source: str) -> Path:

@@ -97,7 +97,8 @@ def packs(dtype: torch.dtype) -> bool:
 
 def _by_onednn(weight: Tensor) -> bool:
     """By a rule, not a measurement: a resumed run must compute the same bits."""
-    return weight.is_cpu and weight.dtype == torch.float32 and weight.numel() > SMALL and _mkl_holds_back()
+    plain = type(weight) in (Tensor, nn.Parameter)  # what is cut up over processes goes torch's way
+    return plain and weight.is_cpu and weight.dtype == torch.float32 and weight.numel() > SMALL and _mkl_holds_back()
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hopd import horizon as horizons
 from hopd.errors import RecipeError, nearest
@@ -28,6 +28,31 @@ class ModelSource(_Section):
     model: str
     layers: list[int] | None = None
     trust_remote_code: bool = False
+
+
+class AdaptersOff(_Section):
+    """The student with its adapters switched off: no second copy of the weights."""
+
+    adapter_disabled: Literal[True]
+
+
+def _teacher_kind(source: Any) -> str:
+    off = isinstance(source, AdaptersOff) or (isinstance(source, Mapping) and "adapter_disabled" in source)
+    return "<adapters off>" if off else "<model>"
+
+
+TeacherSource = Annotated[
+    Annotated[ModelSource, Tag("<model>")] | Annotated[AdaptersOff, Tag("<adapters off>")],
+    Discriminator(_teacher_kind),
+]
+
+
+class LoraSection(_Section):
+    """Adapters of rank `rank`, scaled by alpha / rank, beside all linear layers or those that are named."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
 
 
 class _TaskSource(_Section):
@@ -117,6 +142,7 @@ class TrainingSection(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     tokens_per_batch: int = Field(8192, ge=1)
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
 
     @model_validator(mode="after")
@@ -169,7 +195,7 @@ class Recipe(_Section):
     seed: int = 0
     output: str = "runs"
     student: ModelSource
-    teacher: ModelSource | None = None
+    teacher: TeacherSource | None = None
     teachers: dict[str, ModelSource] = {}
     task: TaskSource
     rollout: RolloutSection
@@ -177,6 +203,7 @@ class Recipe(_Section):
     window: dict[str, Any] = {"kind": "whole"}
     objective: Objective = Objective()
     training: TrainingSection
+    lora: LoraSection | None = None
     evaluation: EvaluationSection | None = None
     checkpoint: CheckpointSection = CheckpointSection()
     trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
@@ -189,6 +216,10 @@ class Recipe(_Section):
             raise RecipeError("with several teachers, task.teacher must name the column that says which one")
         if self.teacher and isinstance(self.task, FileSource) and self.task.teacher:
             raise RecipeError("task.teacher names a column of teachers, and there is only one: write teachers: {…}")
+        if isinstance(self.teacher, AdaptersOff) and self.lora is None:
+            raise RecipeError(
+                "teacher.adapter_disabled is the student without adapters, and it has none: write lora: {}"
+            )
         self.controller()
         self.loss_window()
         mini_batch = self.training.mini_batch
@@ -264,8 +295,9 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        # The task's source stands in the location as a tag, though nobody wrote it as a key.
-        path = ".".join(str(part) for part in problem["loc"] if part not in TASK_SOURCES) or "the recipe"
+        # The task's source and the teacher's kind stand in the location as tags, though nobody wrote them as keys.
+        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES]
+        path = ".".join(key for key in keys if not key.startswith("<")) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
             *sections, key = problem["loc"]
             yield f"unknown key {path}{nearest(str(key), _keys_at(sections))}"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from hopd.lora import add_adapters
 from hopd.model import LanguageModel, load, resolve
 from hopd.training.cost import PassCost
 from hopd.training.ledger import Account, Ledger
@@ -40,6 +41,21 @@ def test_a_forward_pass_costs_what_torch_counts(kind):
     # torch counts the whole attention square, the ledger only the past: take the difference into account.
     future = cost.attention * (length**2 - length * (length + 1) / 2)
     assert cost.forward([length], length) + future == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_training_pass_costs_what_torch_counts(adapters):
+    model, length = tiny("llama"), 12
+    if adapters:
+        add_adapters(model, rank=4, alpha=8, targets="all-linear", seed=0)
+    with FlopCounterMode(display=False) as counter:
+        model.head.logits(model.hidden(torch.arange(length)[None])[0]).sum().backward()
+    cost = PassCost.of(model)
+    future = 3 * cost.attention * (length**2 - length * (length + 1) / 2)
+    counted = cost.forward([length], length) + cost.backward([length], length) + future
+    # With adapters torch needs no gradient of what goes into the first layer.
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1 if adapters else 0.01)
+    assert cost.trained < 0.3 if adapters else cost.trained == 1
 
 
 def test_generating_costs_one_pass_over_prompt_and_response():

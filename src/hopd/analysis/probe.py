@@ -17,7 +17,7 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
-from hopd.recipe import Recipe
+from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
 from hopd.tasks import build_prompts
 from hopd.training.models import load_models
@@ -143,7 +143,7 @@ def probe(
 def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:
     """`hopd probe`: the recipe's student (or another, by its source) and its teacher, on prompts of its task, at its
     sampling and full length. Raises `RecipeError` where the recipe has several teachers."""
-    if recipe.teacher is None:
+    if not isinstance(recipe.teacher, ModelSource):
         raise RecipeError("a probe compares with one teacher; write teacher: {model: ...} instead of teachers")
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})

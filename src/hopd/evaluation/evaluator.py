@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.divergence import Divergence, measure_divergence
-from hopd.model import LanguageModel, load
-from hopd.recipe import EvaluationSection, Recipe
+from hopd.model import LanguageModel, is_adapters, load
+from hopd.recipe import EvaluationSection, ModelSource, Recipe
 from hopd.rollout import Engine, NativeEngine, Prompt, Rollout, Sampling
 from hopd.tasks import PromptSet, build_prompts
 
@@ -77,9 +77,14 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
     if greedy:
         settings = settings.model_copy(update={"temperature": 0.0, "samples": 1})
     processes = Accelerator(cpu=not torch.accelerator.is_available())
-    student = load(source, device=processes.device, trust_remote_code=recipe.student.trust_remote_code)
+    student = load(
+        source,
+        device=processes.device,
+        layers=recipe.student.layers if is_adapters(source) else None,
+        trust_remote_code=recipe.student.trust_remote_code,
+    )
     teacher = None
-    if settings.measure == "divergence" and recipe.teacher is not None:
+    if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
         teacher = load(
             recipe.teacher.model,
             device=processes.device,

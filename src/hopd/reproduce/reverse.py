@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hopd.evaluation.evaluator import evaluate_model
+from hopd.recipe import ModelSource
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import OPD, SEEDS, final, quickstart, topd, train
@@ -30,7 +31,7 @@ class ReverseDistillation:
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
         horizon, steps = VARIANTS[variant]
         recipe = quickstart(variant, seed, work, horizon, steps, every=steps // 8)
-        assert recipe.teacher is not None
+        assert isinstance(recipe.teacher, ModelSource)
         strong, weak = recipe.teacher.model_dump(), recipe.student.model_dump()
         curve = train(recipe.with_changes(student=strong, teacher=weak))
         return {"curve": curve, "teacher": evaluate_model(weak["model"], recipe).score}

@@ -1,6 +1,6 @@
 """The teacher's scores of the student's rollouts."""
 
-from hopd.teacher.local import LocalTeacher
+from hopd.teacher.local import BaseTeacher, LocalTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
 
-__all__ = ["LocalTeacher", "RoutedTeacher", "Teacher"]
+__all__ = ["BaseTeacher", "LocalTeacher", "RoutedTeacher", "Teacher"]

@@ -2,6 +2,7 @@
 
 import torch
 
+from hopd.lora import without_adapters
 from hopd.model import LanguageModel
 from hopd.objective.signal import Detail, HiddenSignal
 from hopd.products import for_training, replaced_linears
@@ -22,3 +23,11 @@ class LocalTeacher:
         with replaced_linears(self.model.backbone, for_training):
             hidden = batch.states(self.model.hidden(batch.ids))
         return HiddenSignal(self.model.head, hidden, self.temperature)
+
+
+class BaseTeacher(LocalTeacher):
+    """The student as it was before its adapters: one copy of the weights is both."""
+
+    def score(self, batch: Batch) -> HiddenSignal:
+        with without_adapters(self.model.model):
+            return super().score(batch)

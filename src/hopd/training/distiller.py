@@ -6,22 +6,22 @@ comes after it.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from torch import Tensor
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
-from hopd.errors import Interrupted, RecipeError
+from hopd.errors import CheckpointError, Interrupted, RecipeError
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
-from hopd.recipe import Recipe
+from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
 from hopd.tasks import build_prompts
-from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
+from hopd.teacher import BaseTeacher, LocalTeacher, RoutedTeacher, Teacher
 from hopd.training import checkpoint as checkpoints
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
@@ -33,6 +33,7 @@ from hopd.training.models import load_models
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
 from hopd.training.progress import Progress
+from hopd.training.sharding import Sharding, shard
 from hopd.training.statistics import StepStatistics
 
 SAMPLES_KEPT = 4  # rollouts of each evaluation that are written out for people to read
@@ -73,6 +74,7 @@ class Distiller:
             log_with=list(recipe.trackers) or None,
             project_config=ProjectConfiguration(str(recipe.directory)),
         )
+        check_same_checkpoint(resumed.step if resumed else 0)
         self.progress = progress or Progress(quiet=not self.processes.is_main_process)
 
         models = load_models(recipe, self.processes.device, resumed.path if resumed else None)
@@ -83,6 +85,7 @@ class Distiller:
         self.controller = controller or recipe.controller()
         self.evaluator = self._evaluator()
 
+        self.sharding = self._sharding()
         self.engine = engine or NativeEngine(self.student, rollout.rows)
         self.cost = PassCost.of(self.student)
         self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
@@ -94,12 +97,13 @@ class Distiller:
             student=self.student,
             teacher=teacher or self._teacher(),
             student_cost=self.cost,
-            teacher_costs={name: PassCost.of(model) for name, model in self.teachers.items()},
+            teacher_costs={name: PassCost.of(model) for name, model in (self.teachers or {None: self.student}).items()},
             objective=recipe.objective,
             window=recipe.loss_window(),
             optimizer=self.optimizer,
             ledger=self.ledger,
-            reduce=partial(self.processes.reduce, reduction="sum"),
+            sharding=self.sharding,
+            reduce=self._reduce,
             temperature=rollout.temperature,
             tokens_per_batch=recipe.training.tokens_per_batch,
         )
@@ -134,7 +138,7 @@ class Distiller:
         seed = fold(self.recipe.seed, self.step)
         statistics = StepStatistics()
         with interruption.welcome():
-            decision = self.controller.decide(self.step)
+            decision = self._decide()
             mini_batches = self._sample(decision, seed)
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
@@ -147,6 +151,11 @@ class Distiller:
         self.step += 1
         self._log(decision, statistics, gradient_norm)
 
+    def _decide(self) -> Decision:
+        """The first process's: a controller that looks at a clock, say, may decide otherwise on another."""
+        first = self.processes.is_main_process
+        return broadcast_object_list([self.controller.decide(self.step) if first else None])[0]
+
     def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
         """This process's share of the step's rollouts, in mini-batches: one for each optimiser step."""
         rollout, rank, ranks = self.recipe.rollout, self.processes.process_index, self.processes.num_processes
@@ -154,7 +163,7 @@ class Distiller:
         size = self.recipe.training.mini_batch or len(prompts)
         shares = [prompts[start : start + size][rank::ranks] for start in range(0, len(prompts), size)]
         mine = [prompt for share in shares for prompt in share]
-        with self.ledger.phase("rollout"):
+        with self.ledger.phase("rollout"), self.sharding.whole():
             made = self.engine.sample(mine, decision.tokens, rollout.sampling, seed, rollout.samples) if mine else []
         lengths = [len(prompt.ids) for prompt in mine]
         self.ledger.add("rollout", self.cost.generate([(len(r.prompt.ids), r.length) for r in made], lengths))
@@ -171,8 +180,22 @@ class Distiller:
 
     # What surrounds the loop.
 
+    def _sharding(self) -> Sharding:
+        part, parts, reduce = self.processes.process_index, self.processes.num_processes, self._reduce
+        if self.recipe.training.sharding == "none" or parts == 1:
+            self.student.model.to(self.processes.device)
+            return Sharding([], part, parts, reduce)
+        bf16 = self.recipe.training.precision == "bf16"
+        return shard(self.student, self.processes.device, part, parts, reduce, bf16)
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        """Its sum over the processes."""
+        return self.processes.reduce(tensor, reduction="sum")
+
     def _teacher(self) -> Teacher:
         temperature = self.recipe.rollout.temperature
+        if isinstance(self.recipe.teacher, AdaptersOff):
+            return BaseTeacher(self.student, temperature)
         local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
         named = {name: teacher for name, teacher in local.items() if name is not None}
         return RoutedTeacher(named) if named else local[None]
@@ -225,7 +248,7 @@ class Distiller:
         if not self._evaluation_is_due():
             return
         assert self.evaluator is not None
-        with interruption.welcome(), self.ledger.phase("evaluation"):
+        with interruption.welcome(), self.ledger.phase("evaluation"), self.sharding.whole():
             measured, rollouts = self.evaluator.run()
         self.ledger.add(evaluated_tokens=measured.tokens)
         self._commit()
@@ -289,19 +312,21 @@ class Distiller:
 
     def _save(self) -> None:
         """A checkpoint of the complete steps, unless there is one."""
-        self.processes.wait_for_everyone()
-        if not self.processes.is_main_process:
-            return
         directory, settings, last = self.directory.checkpoints, self.recipe.checkpoint, self.evaluated
-        if any(found.step == self.step for found in checkpoints.find(directory)):
+        first = self.processes.is_main_process
+        saved = first and any(found.step == self.step for found in checkpoints.find(directory))
+        if broadcast_object_list([saved])[0]:
+            return
+        weights, moments = self.optimizer.master_state(self.student.model, first), self.optimizer.state(first)
+        if not first:
             return
         checkpoints.save(
             directory,
             self.step,
             self.student.model,
-            self.optimizer.master_state(self.student.model),
+            weights,
             self.student.tokenizer,
-            self.optimizer.state(),
+            moments,
             {
                 "step": self.step,
                 "score": last["score"] if last and last["step"] == self.step else None,
@@ -311,6 +336,16 @@ class Distiller:
             },
         )
         checkpoints.prune(directory, settings.keep_last, settings.keep_best)
+
+
+def check_same_checkpoint(step: int) -> None:
+    """Raises `CheckpointError`, on every process, unless all of them go on from the same step."""
+    steps = gather_object([step])
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(set(steps))))}); "
+            "output must be on a file system that all nodes share"
+        )
 
 
 def check_trackers(recipe: Recipe) -> None:

@@ -19,12 +19,13 @@ from hopd.training.checkpoint import Checkpoint, find
 
 LINES = ("metrics", "horizon", "evaluations", "scores", "samples")
 
-# What a resumed run may change: how long it goes on, how it is watched, and how work is cut up in memory.
+# What a resumed run may change: how long it goes on, how it is watched, how work is cut up in memory or over processes.
 CHANGEABLE = (
     "training.steps",
     "training.epochs",
     "training.tokens_per_batch",
     "training.attention",
+    "training.sharding",
     "rollout.rows",
     "output",
 )
@@ -128,6 +129,7 @@ def _environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -14,10 +14,11 @@ from hopd.objective import Objective
 from hopd.objective.objective import Statistics
 from hopd.products import for_training, replaced_linears
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
-from hopd.teacher import Teacher
+from hopd.teacher import BaseTeacher, Teacher
 from hopd.training.cost import PassCost
 from hopd.training.ledger import Ledger
 from hopd.training.optimizer import MasterOptimizer
+from hopd.training.sharding import Sharding
 from hopd.training.statistics import StepStatistics
 
 WINDOW = 1  # counter of the random windows, beside those of the rollouts
@@ -35,6 +36,7 @@ class Learner:
     window: Window
     optimizer: MasterOptimizer
     ledger: Ledger
+    sharding: Sharding
     reduce: Callable[[Tensor], Tensor]
     temperature: float
     tokens_per_batch: int
@@ -45,6 +47,7 @@ class Learner:
         batches = self.batches(rollouts, seed)
         mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
+        passes = int(self.sharding.most(len(batches), self.student.device))
         with replaced_linears(self.student.backbone, for_training):
             for batch in batches:
                 total, terms = self.loss(batch)
@@ -54,11 +57,14 @@ class Learner:
                     (total / count).backward()
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
+            for _ in range(passes - len(batches)):
+                self._pass_for_others()
 
     def apply(self, step: int) -> float:
         """Updates the student, and gives the gradient's norm. Raises `NonFiniteLoss` and leaves it as it was where the
         norm is not finite."""
         with self.ledger.phase("update"):
+            self.sharding.part_again()
             norm = self.optimizer.step(step, self.reduce)
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"the gradient of step {step} has the norm {norm}, though every loss was finite")
@@ -82,14 +88,25 @@ class Learner:
             hidden = batch.states(self.student.hidden(batch.ids))
             return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
 
+    def _pass_for_others(self) -> None:
+        """Adds nothing to any gradient: processes that share a model put its layers together equally often."""
+        with self.ledger.phase("update"):
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.student.device)
+            if isinstance(self.teacher, BaseTeacher):  # the same model
+                with torch.no_grad():
+                    self.student.hidden(ids)
+            hidden = self.student.hidden(ids)
+            (0 * self.student.head.logits(hidden).sum()).backward()
+
     def flops(self, batch: Batch) -> dict[str, float]:
         """Of one micro-batch, by phase."""
         positions = batch.at.tokens.numel()
-        passes = 3 + (1 if self.student.recomputes else 0)
-        heads = self.student_cost.head * positions * (3 + (1 if self.objective.gamma else 0))
+        cost, lengths = self.student_cost, batch.lengths
+        again = cost.forward(lengths, 0) if self.student.recomputes else 0.0
+        credit = cost.head * positions if self.objective.gamma else 0.0
         return {
-            "update": passes * self.student_cost.forward(batch.lengths, 0) + heads,
-            "teacher": self.teacher_costs[batch.teacher].forward(batch.lengths, positions),
+            "update": cost.forward(lengths, positions) + cost.backward(lengths, positions) + again + credit,
+            "teacher": self.teacher_costs[batch.teacher].forward(lengths, positions),
         }
 
     def _account(self, batch: Batch) -> None:

@@ -38,8 +38,12 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
     recipe, student = run.recipe, run.student
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in run.optimizer.masters.values())
-    # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
-    static = trained * (16 + (2 if element == 2 else 0))
+    frozen = sum(p.numel() for p in student.model.parameters() if not p.requires_grad)
+    if run.sharding.units:  # all of it in parts, and in fp32
+        static = (16 * trained + 4 * frozen) / run.sharding.parts
+    else:
+        # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
+        static = trained * (16 + (2 if element == 2 else 0)) + frozen * element
     static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
     if horizon is None:
         horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
@@ -47,6 +51,8 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
         rollouts = recipe.rollout.prompts * recipe.rollout.samples
     longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
     rollout = rollout_bytes(run, min(recipe.rollout.rows, rollouts), horizon)
+    if run.sharding.units:
+        rollout += (trained + frozen) * element
     tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
     # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
     # once, with about six temporaries. Then the gradient of the head, and of the embedding.

@@ -5,14 +5,19 @@ from pathlib import Path
 
 import torch
 
-from hopd.errors import ModelError
+from hopd.errors import ModelError, RecipeError
+from hopd.lora import NAME, add_adapters, has_adapters, merge
 from hopd.model import LanguageModel, load
-from hopd.recipe import ModelSource, Recipe
+from hopd.recipe import LoraSection, ModelSource, Recipe
+from hopd.rollout import fold
+
+ADAPTERS = 4  # counter of the new adapters' weights, beside those of the rollouts
 
 
 @dataclass
 class Models:
-    """`teachers` by name (`None` where there is only one); `notes` are sentences that a person should read."""
+    """`teachers` by name (`None` where there is only one), none where the student's base teaches; `notes` are sentences
+    that a person should read."""
 
     student: LanguageModel
     teachers: dict[str | None, LanguageModel]
@@ -20,17 +25,25 @@ class Models:
 
 
 def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None) -> Models:
-    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe.
+    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe. A student that
+    is to be sharded stays on the CPU.
 
     Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
     """
+    # What will be sharded may be too large, whole, for a GPU.
+    place = "cpu" if recipe.training.sharding == "fsdp" else device
     if checkpoint is not None:
-        student = load(str(checkpoint), device=device, trust_remote_code=recipe.student.trust_remote_code)
+        layers = recipe.student.layers if recipe.lora else None  # a base is as it came, all else as it was trained
+        student = load(str(checkpoint), device=place, layers=layers, trust_remote_code=recipe.student.trust_remote_code)
     else:
-        student = _load(recipe.student, device, torch.float32)
+        student = _load(recipe.student, place, torch.float32)
+    if recipe.lora:
+        _adapt(student, recipe.lora, fold(recipe.seed, ADAPTERS))
+    elif has_adapters(student.model):
+        merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     sources: dict[str | None, ModelSource] = dict(recipe.teachers.items())
-    if recipe.teacher:
+    if isinstance(recipe.teacher, ModelSource):
         sources[None] = recipe.teacher
     teachers = {name: _load(source, device, precision) for name, source in sources.items()}
     notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
@@ -52,6 +65,21 @@ def _load(source: ModelSource, device: torch.device | str, dtype: torch.dtype) -
         layers=source.layers,
         trust_remote_code=source.trust_remote_code,
     )
+
+
+def _adapt(student: LanguageModel, lora: LoraSection, seed: int) -> None:
+    """Trainable are the adapters alone: new ones, or those that the student came with."""
+    if has_adapters(student.model):
+        config = student.model.peft_config[NAME]
+        if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
+            raise RecipeError(
+                f"{student.name} holds adapters of rank {config.r} and alpha {config.lora_alpha}; write the same in "
+                f"lora, which says rank {lora.rank} and alpha {lora.alpha}"
+            )
+    else:
+        add_adapters(student, lora.rank, lora.alpha, lora.targets, seed)
+    for name, parameter in student.model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
 
 
 def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list[str]:

@@ -1,7 +1,8 @@
 """AdamW on fp32 master weights, with a learning rate that is a function of the step.
 
-In fp32 the model's parameters are the master weights. In bf16 the model computes with copies: as the backward pass
-makes their gradients, each is added to its master's, in fp32, and dropped. The copies are made anew once a step.
+In fp32 the model's parameters are the master weights; so are those of a sharded model, which makes its compute copies
+itself. In bf16 any other model computes with copies: as the backward pass makes their gradients, each is added to its
+master's, in fp32, and dropped. The copies are made anew once a step.
 """
 
 import math
@@ -11,8 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hopd.recipe import TrainingSection
+from hopd.training.sharding import cut_like, gathered, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 BLOCK = 2**19  # elements that are converted at once: they stay in a CPU's cache
@@ -24,7 +27,8 @@ class MasterOptimizer:
     def __init__(self, model: nn.Module, settings: TrainingSection, total_steps: int):
         self.settings, self.total_steps = settings, total_steps
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if settings.precision == "bf16":
+        sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters.values())
+        if settings.precision == "bf16" and not sharded:
             self.masters = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16()
@@ -47,8 +51,10 @@ class MasterOptimizer:
         Nothing is updated where the norm is not finite.
         """
         for master in self.masters.values():
-            master.grad = reduce(torch.zeros_like(master) if master.grad is None else master.grad)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm))
+            if not isinstance(master, DTensor):  # whose gradient is summed already
+                master.grad = reduce(torch.zeros_like(master) if master.grad is None else master.grad)
+        total = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
                 group["lr"] = self.learning_rate(step)
@@ -70,28 +76,48 @@ class MasterOptimizer:
         settings = self.settings
         return settings.learning_rate * _factor(settings.schedule, step, settings.warmup_steps, self.total_steps)
 
-    def state(self) -> dict[str, Tensor]:
-        """AdamW's moments by parameter name; empty before the first step."""
-        return {
-            f"{moment}.{name}": self.adamw.state[master][moment].detach().clone()
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        """AdamW's moments by parameter name; empty before the first step, and where `keep` is not set. All processes of
+        a sharded model take part."""
+        moments = {
+            f"{moment}.{name}": self.adamw.state[master][moment]
             for name, master in self.masters.items()
             if self.adamw.state[master]
             for moment in MOMENTS
         }
+        return {name: moment.clone() for name, moment in gathered(moments, keep).items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, master in self.masters.items():
             moments = {moment: state[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in state}
             if moments:
-                self.adamw.state[master] = {key: moment.to(master.device) for key, moment in moments.items()}
+                self.adamw.state[master] = {
+                    key: moment.to(master.device) if key == "step" else cut_like(moment, master)
+                    for key, moment in moments.items()
+                }
 
-    def master_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state dict, at the masters' precision; tied weights stay tied."""
+    def master_state(self, model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+        """The model's state dict, at the masters' precision; tied weights stay tied. `keep`: as in `state`."""
         master_of = {id(parameter): self.masters[name] for name, parameter in self.parameters.items()}
-        return {
-            name: master_of.get(id(tensor), tensor).detach()
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        }
+        weights = model.state_dict(keep_vars=True)
+        return gathered({name: master_of.get(id(tensor), tensor) for name, tensor in weights.items()}, keep)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What this process holds of the masters, in the CPU's memory."""
+        return {name: local(master).detach().to("cpu", copy=True) for name, master in self.masters.items()}
+
+    @torch.no_grad()
+    def take_back(self, before: dict[str, Tensor]) -> float:
+        """Brings masters and moments back to a snapshot at the beginning; gives the largest change of a weight."""
+        moved = 0.0
+        for name, master in self.masters.items():
+            mine, old = local(master), before[name]
+            if mine.numel():
+                moved = max(moved, float((mine.cpu() - old).abs().max()))
+            mine.copy_(old)
+        self.refresh()
+        self.adamw.state.clear()
+        return moved
 
 
 def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:

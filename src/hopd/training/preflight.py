@@ -40,12 +40,13 @@ def preflight(run: Distiller) -> Iterator[str]:
     yield _check_context(run)
     if isinstance(run.engine, NativeEngine):
         yield decoding_note(run.student)
-    rollouts = run.engine.sample(
-        _tiny_prompts(run),
-        min(TINY_TOKENS, run.recipe.rollout.full_tokens),
-        run.recipe.rollout.sampling,
-        fold(run.recipe.seed),
-    )
+    with run.sharding.whole():
+        rollouts = run.engine.sample(
+            _tiny_prompts(run),
+            min(TINY_TOKENS, run.recipe.rollout.full_tokens),
+            run.recipe.rollout.sampling,
+            fold(run.recipe.seed),
+        )
     yield _check_same_model_is_zero(run, rollouts)
     yield _check_real_step(run, rollouts)
     yield f"memory: {estimate_memory(run)}"
@@ -166,16 +167,10 @@ def _check_same_model_is_zero(run: Distiller, rollouts: list[Rollout]) -> str:
 
 
 def _check_real_step(run: Distiller, rollouts: list[Rollout]) -> str:
-    optimizer, statistics = run.optimizer, StepStatistics()
-    before = {name: master.detach().to("cpu", copy=True) for name, master in optimizer.masters.items()}
+    statistics, before = StepStatistics(), run.optimizer.snapshot()
     run.learner.accumulate(rollouts, seed=0, statistics=statistics)
     norm = run.learner.apply(step=0)
-    moved = max(float((m.detach().cpu() - before[name]).abs().max()) for name, m in optimizer.masters.items())
-    with torch.no_grad():
-        for name, master in optimizer.masters.items():
-            master.copy_(before[name])
-    optimizer.refresh()
-    optimizer.adamw.state.clear()
+    moved = run.sharding.most(run.optimizer.take_back(before), run.processes.device)
     run.ledger.pending = Account()
     loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
     if not mismatch < MISMATCH[run.recipe.training.precision]:

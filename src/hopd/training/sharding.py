@@ -1,0 +1,111 @@
+"""The student cut up over the processes (FSDP2): weights, gradients and moments of AdamW, a part of each on each.
+
+A layer is put together for the time of its pass. While rollouts decode, all of them stay together: processes whose
+rollouts end at different times then never wait for one another.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hopd.errors import ModelError
+from hopd.model import LanguageModel
+
+
+class Sharding:
+    """Over `parts` processes, of which this is number `part`; `units` are put together one at a time, the last of them
+    holds what belongs to no layer. Without units every process has the whole model, and nothing here does anything.
+
+    `reduce` sums a tensor over the processes.
+    """
+
+    def __init__(self, units: list[FSDPModule], part: int, parts: int, reduce: Callable[[Tensor], Tensor]):
+        self.units, self.part, self.parts, self.reduce = units, part, parts, reduce
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Until the block ends, every process holds all weights, and no pass waits for another process. All processes
+        enter together. There is no gradient inside."""
+        for unit in self.units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            self.part_again()
+            for unit in self.units[:-1]:
+                unit.set_reshard_after_forward(True, recurse=False)
+
+    def part_again(self) -> None:
+        """Frees what was put together; the next pass sees the weights as they are then."""
+        for unit in self.units:
+            unit.reshard()
+
+    def most(self, value: float, device: torch.device) -> float:
+        """The largest of the processes' values, where they must go together; else this process's own."""
+        if not self.units:
+            return value
+        values = torch.zeros(self.parts, dtype=torch.float64, device=device)
+        values[self.part] = value
+        return float(self.reduce(values).max())
+
+
+def shard(
+    model: LanguageModel, device: torch.device, part: int, parts: int, reduce: Callable[[Tensor], Tensor], bf16: bool
+) -> Sharding:
+    """Cuts up `model`, which holds fp32 weights; they stay fp32, and under `bf16` passes compute with copies.
+
+    Gradients are summed over the processes, in fp32, and not averaged: the loss is a part of one mean already.
+    """
+    mesh = init_device_mesh(device.type, (parts,))
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
+    units: list[Any] = [*_layers(model), model.model]
+    # The vocabulary head is used beside the model's own forward pass, with the last unit, which stays until backward.
+    model.model.hopd_backbone = model.backbone.forward
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=precision)
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model.model, "hopd_backbone")
+    model.forward = model.model.hopd_backbone
+    return Sharding(units, part, parts, reduce)
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors: what is cut up is put together, one after the other, into the CPU's memory. All processes take
+    part; those that do not `keep` them get none. Tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for key, tensor in {id(tensor): tensor for tensor in tensors.values()}.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            made[key] = whole.detach() if whole is tensor else whole.detach().cpu()
+    return {name: made[id(tensor)] for name, tensor in tensors.items()} if keep else {}
+
+
+def cut_like(whole: Tensor, part: Tensor) -> Tensor:
+    """This process's part of a tensor that all processes hold, as `part` is cut up."""
+    if not isinstance(part, DTensor):
+        return whole.to(part.device)
+    return distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _layers(model: LanguageModel) -> list[nn.Module]:
+    count = model.config.num_hidden_layers
+    stacks = [m for m in model.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(stacks) != 1:
+        raise ModelError(
+            f"{model.name} has {len(stacks)} stacks of {count} layers; hopd can shard one stack only: write "
+            "training.sharding: none"
+        )
+    return list(stacks[0])
