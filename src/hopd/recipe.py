@@ -8,9 +8,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hopd import horizon as horizons
 from hopd.errors import RecipeError, nearest
@@ -28,6 +29,53 @@ class ModelSource(_Section):
     model: str
     layers: list[int] | None = None
     trust_remote_code: bool = False
+
+
+class ServerSource(_Section):
+    """A teacher that a vLLM server holds, or several servers that hold the same one. Times are in seconds.
+
+    A request takes up to `sequences` sequences, and `concurrency` requests go to a server at once; one that fails is
+    sent again until `deadline`, first after about `backoff`, then after twice as long, and so on.
+    """
+
+    server: str | list[str]
+    model: str
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout: float = Field(120.0, gt=0)
+    deadline: float = Field(300.0, ge=0)
+    backoff: float = Field(0.5, gt=0)
+    sequences: int = Field(16, ge=1)
+    concurrency: int = Field(4, ge=1)
+
+    @property
+    def servers(self) -> list[str]:
+        given = [self.server] if isinstance(self.server, str) else self.server
+        return [server.rstrip("/").removesuffix("/v1") for server in given]
+
+    @model_validator(mode="after")
+    def _addresses(self) -> "ServerSource":
+        if not self.servers:
+            raise RecipeError("teacher.server is an empty list; write server: http://127.0.0.1:8000")
+        for server in self.servers:
+            parts = urlsplit(server)
+            if parts.username or parts.password:
+                raise RecipeError("teacher.server must hold no user or password; write api_key_env: VARIABLE")
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise RecipeError(f"teacher.server is an address such as http://127.0.0.1:8000, got {server!r}")
+        if len(set(self.servers)) < len(self.servers):
+            raise RecipeError("teacher.server names the same address twice")
+        return self
+
+
+def _source_kind(content: Any) -> str:
+    served = "server" in content if isinstance(content, Mapping) else isinstance(content, ServerSource)
+    return "served" if served else "local"
+
+
+TEACHER_KINDS = ("local", "served")
+TeacherSource = Annotated[
+    Annotated[ModelSource, Tag("local")] | Annotated[ServerSource, Tag("served")], Discriminator(_source_kind)
+]
 
 
 class _TaskSource(_Section):
@@ -159,8 +207,8 @@ class Recipe(_Section):
     seed: int = 0
     output: str = "runs"
     student: ModelSource
-    teacher: ModelSource | None = None
-    teachers: dict[str, ModelSource] = {}
+    teacher: TeacherSource | None = None
+    teachers: dict[str, TeacherSource] = {}
     task: TaskSource
     rollout: RolloutSection
     horizon: dict[str, Any]
@@ -254,8 +302,9 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        # The task's source stands in the location as a tag, though nobody wrote it as a key.
-        path = ".".join(str(part) for part in problem["loc"] if part not in TASK_SOURCES) or "the recipe"
+        # The kind of a task or teacher stands in the location as a tag, though nobody wrote it as a key.
+        tags = (*TASK_SOURCES, *TEACHER_KINDS)
+        path = ".".join(str(part) for part in problem["loc"] if part not in tags) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
             *sections, key = problem["loc"]
             yield f"unknown key {path}{nearest(str(key), _keys_at(sections))}"
@@ -272,6 +321,7 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
     for part in loc:
         inner = [_fields(s)[part] for s in sections if part in _fields(s)]
         tagged = [s for s in sections if issubclass(s, _TaskSource) and part in typing.get_args(_fields(s)["source"])]
+        tagged += [ServerSource] if part == "served" else [ModelSource] if part == "local" else []
         sections = tagged or [s for annotation in inner for s in _sections(annotation)] or sections
     return [key for section in sections for key in _fields(section)]
 

@@ -17,7 +17,7 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
-from hopd.recipe import Recipe
+from hopd.recipe import Recipe, ServerSource
 from hopd.rollout import NativeEngine, Rollout, pack
 from hopd.tasks import build_prompts
 from hopd.training.models import load_models
@@ -148,6 +148,10 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})
     device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    if isinstance(recipe.teacher, ServerSource):
+        raise RecipeError(
+            "a probe needs the teacher's whole distribution, which no server gives; write a local teacher"
+        )
     models = load_models(recipe, device or "cpu")
     chosen = build_prompts(recipe.task, models.student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
     engine = NativeEngine(models.student, recipe.rollout.rows)

@@ -12,7 +12,7 @@ from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.divergence import Divergence, measure_divergence
 from hopd.model import LanguageModel, load
-from hopd.recipe import EvaluationSection, Recipe
+from hopd.recipe import EvaluationSection, ModelSource, Recipe
 from hopd.rollout import Engine, NativeEngine, Prompt, Rollout, Sampling
 from hopd.tasks import PromptSet, build_prompts
 
@@ -75,7 +75,7 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
     processes = Accelerator(cpu=not torch.accelerator.is_available())
     student = load(source, device=processes.device, trust_remote_code=recipe.student.trust_remote_code)
     teacher = None
-    if settings.measure == "divergence" and recipe.teacher is not None:
+    if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
         teacher = load(
             recipe.teacher.model,
             device=processes.device,

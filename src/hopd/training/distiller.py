@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
-from hopd.errors import Interrupted, RecipeError
+from hopd.errors import Interrupted, RecipeError, TeacherUnavailable
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
 from hopd.tasks import build_prompts
-from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
+from hopd.teacher import Teacher
+from hopd.teacher.build import build_teacher
 from hopd.training import checkpoint as checkpoints
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
@@ -92,7 +93,7 @@ class Distiller:
             self.student.checkpoint_activations()
         self.learner = Learner(
             student=self.student,
-            teacher=teacher or self._teacher(),
+            teacher=teacher or self._teacher(resumed.state if resumed else {}),
             student_cost=self.cost,
             teacher_costs={name: PassCost.of(model) for name, model in self.teachers.items()},
             objective=recipe.objective,
@@ -110,7 +111,8 @@ class Distiller:
     def train(self) -> Result:
         """Runs to the last step, from the last checkpoint if there is one.
 
-        Raises `Interrupted` on SIGTERM or Ctrl-C, after the complete steps have been saved.
+        Raises `Interrupted` on SIGTERM or Ctrl-C, and `TeacherUnavailable` if a teacher's servers do not answer within
+        the deadline, after the complete steps have been saved.
         """
         self._open()
         several = self.processes.num_processes > 1
@@ -122,7 +124,7 @@ class Distiller:
                     self._evaluate_if_due(interruption)
                     self._save_if_due()
                     interruption.agree(self.learner.reduce, self.processes.device)
-            except Interrupted:
+            except (Interrupted, TeacherUnavailable):
                 self.ledger.give_up()
                 self._save()
                 raise
@@ -136,6 +138,7 @@ class Distiller:
         with interruption.welcome():
             decision = self.controller.decide(self.step)
             mini_batches = self._sample(decision, seed)
+            self.learner.fetch(mini_batches, seed)
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
             with interruption.welcome() if rollouts is mini_batches[0] else nullcontext():
@@ -171,11 +174,9 @@ class Distiller:
 
     # What surrounds the loop.
 
-    def _teacher(self) -> Teacher:
-        temperature = self.recipe.rollout.temperature
-        local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
-        named = {name: teacher for name, teacher in local.items() if name is not None}
-        return RoutedTeacher(named) if named else local[None]
+    def _teacher(self, state: dict[str, Any]) -> Teacher:
+        fingerprints = {name: torch.tensor(values) for name, values in state.get("fingerprints", {}).items()}
+        return build_teacher(self.recipe, self.teachers, self.student.head.vocabulary, fingerprints)
 
     def _use_attention(self, saved: str | None) -> None:
         """The recipe's; or, where it says auto, the faster one, by a measurement that a resumed run does not repeat:
@@ -271,6 +272,7 @@ class Distiller:
             "trained_tokens": work.trained_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
+            **self.learner.served.metrics(),
             "peak_memory": peak_memory(self.processes.device),
         }
         if self.processes.is_main_process:
@@ -305,6 +307,7 @@ class Distiller:
                 "step": self.step,
                 "score": last["score"] if last and last["step"] == self.step else None,
                 "attention": attention_of(self.student),
+                "fingerprints": self.learner.served.fingerprints(),
                 "controller": self.controller.state_dict(),
                 "ledger": self.ledger.state_dict(),
             },

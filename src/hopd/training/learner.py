@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from hopd.objective.objective import Statistics
 from hopd.products import for_training, replaced_linears
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
 from hopd.teacher import Teacher
+from hopd.teacher.build import served_by
 from hopd.training.cost import PassCost
 from hopd.training.ledger import Ledger
 from hopd.training.optimizer import MasterOptimizer
+from hopd.training.served import ServedTeachers
 from hopd.training.statistics import StepStatistics
 
 WINDOW = 1  # counter of the random windows, beside those of the rollouts
@@ -38,6 +40,16 @@ class Learner:
     reduce: Callable[[Tensor], Tensor]
     temperature: float
     tokens_per_batch: int
+    served: ServedTeachers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.served = ServedTeachers(served_by(self.teacher), self.reduce, self.student.device)
+
+    def fetch(self, mini_batches: Sequence[Sequence[Rollout]], seed: int) -> None:
+        """Has served teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
+        if self.served.teachers:
+            with self.ledger.phase("teacher"):
+                self.served.fetch([batch for rollouts in mini_batches for batch in self.batches(rollouts, seed)])
 
     def accumulate(self, rollouts: Sequence[Rollout], seed: int, statistics: StepStatistics) -> None:
         """The gradient of sum over loss tokens / their number in the whole optimiser step: all micro-batches and all
@@ -83,13 +95,14 @@ class Learner:
             return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
 
     def flops(self, batch: Batch) -> dict[str, float]:
-        """Of one micro-batch, by phase."""
+        """Of one micro-batch, by phase. What a server computes is not counted."""
         positions = batch.at.tokens.numel()
         passes = 3 + (1 if self.student.recomputes else 0)
         heads = self.student_cost.head * positions * (3 + (1 if self.objective.gamma else 0))
+        cost = self.teacher_costs.get(batch.teacher)
         return {
             "update": passes * self.student_cost.forward(batch.lengths, 0) + heads,
-            "teacher": self.teacher_costs[batch.teacher].forward(batch.lengths, positions),
+            "teacher": cost.forward(batch.lengths, positions) if cost else 0.0,
         }
 
     def _account(self, batch: Batch) -> None:

@@ -7,12 +7,13 @@ import torch
 
 from hopd.errors import ModelError
 from hopd.model import LanguageModel, load
-from hopd.recipe import ModelSource, Recipe
+from hopd.recipe import ModelSource, Recipe, ServerSource
 
 
 @dataclass
 class Models:
-    """`teachers` by name (`None` where there is only one); `notes` are sentences that a person should read."""
+    """`teachers` by name (`None` where there is only one), without those behind servers; `notes` are sentences that a
+    person should read."""
 
     student: LanguageModel
     teachers: dict[str | None, LanguageModel]
@@ -29,10 +30,11 @@ def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | N
     else:
         student = _load(recipe.student, device, torch.float32)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    sources: dict[str | None, ModelSource] = dict(recipe.teachers.items())
+    sources: dict[str | None, ModelSource | ServerSource] = dict(recipe.teachers.items())
     if recipe.teacher:
         sources[None] = recipe.teacher
-    teachers = {name: _load(source, device, precision) for name, source in sources.items()}
+    local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+    teachers = {name: _load(source, device, precision) for name, source in local.items()}
     notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
     shared = min(model.head.vocabulary for model in (student, *teachers.values()))
     for model in (student, *teachers.values()):
