@@ -272,13 +272,14 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 128 + n stopped by signal n."""
+    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 the teacher's server is gone,
+    128 + n stopped by signal n."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live line apart
     try:
         app()
     except HopdError as error:
         print(f"hopd: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Interrupted as stop:

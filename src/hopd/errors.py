@@ -1,4 +1,4 @@
-"""Errors that a person can act on. The command line prints the sentence and exits with code 2."""
+"""Errors that a person can act on. The command line prints the sentence and exits with `exit_code`."""
 
 import difflib
 import signal
@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 class HopdError(Exception):
     """What was wrong, what was expected, and what to write instead."""
+
+    exit_code = 2
 
 
 class RecipeError(HopdError):
@@ -23,6 +25,12 @@ class TaskError(HopdError):
 
 class CheckpointError(HopdError):
     """A checkpoint cannot be written or read."""
+
+
+class TeacherUnavailable(HopdError):
+    """No server of a teacher has scored within the deadline: what is complete is saved, and a resumed run goes on."""
+
+    exit_code = 3
 
 
 class NonFiniteLoss(HopdError):

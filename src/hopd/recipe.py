@@ -10,52 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from hopd import horizon as horizons
 from hopd.errors import RecipeError, nearest
 from hopd.objective.objective import Objective
 from hopd.rollout.sampling import Sampling
+from hopd.sources import TEACHER_KINDS, AdaptersOff, LoraSection, ModelSource, Section, TeacherSource
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelSource(_Section):
-    """A directory, a hub name, or `package:NAME/PATH`; `layers` keeps those decoder layers only."""
-
-    model: str
-    layers: list[int] | None = None
-    trust_remote_code: bool = False
-
-
-class AdaptersOff(_Section):
-    """The student with its adapters switched off: no second copy of the weights."""
-
-    adapter_disabled: Literal[True]
-
-
-def _teacher_kind(source: Any) -> str:
-    off = isinstance(source, AdaptersOff) or (isinstance(source, Mapping) and "adapter_disabled" in source)
-    return "<adapters off>" if off else "<model>"
-
-
-TeacherSource = Annotated[
-    Annotated[ModelSource, Tag("<model>")] | Annotated[AdaptersOff, Tag("<adapters off>")],
-    Discriminator(_teacher_kind),
-]
-
-
-class LoraSection(_Section):
-    """Adapters of rank `rank`, scaled by alpha / rank, beside all linear layers or those that are named."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-
-
-class _TaskSource(_Section):
+class _TaskSource(Section):
     chat: bool = False
 
 
@@ -106,7 +70,7 @@ TASK_SOURCES = ("addition", "two_phase", "file", "reasoning_gym")
 TaskSource = Annotated[AdditionSource | TwoPhaseSource | FileSource | GymSource, Field(discriminator="source")]
 
 
-class RolloutSection(_Section):
+class RolloutSection(Section):
     """A step samples `samples` rollouts of each of `prompts` prompts."""
 
     prompts: int = Field(ge=1)
@@ -127,7 +91,7 @@ class RolloutSection(_Section):
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """`steps` or `epochs`. `mini_batch` prompts make one optimiser step (all of the rollout's, if it is not given)."""
 
     steps: int | None = Field(None, ge=1)
@@ -152,7 +116,7 @@ class TrainingSection(_Section):
         return self
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Section):
     """On `task`, always to the full length. Every `every` steps or every `every_flops` of training, and at the end."""
 
     task: TaskSource
@@ -180,7 +144,7 @@ class EvaluationSection(_Section):
         return self
 
 
-class CheckpointSection(_Section):
+class CheckpointSection(Section):
     """Every `every` steps, and at the end. `keep_best` keeps the one with the best evaluation besides the last ones."""
 
     every: int = Field(50, ge=1)
@@ -188,7 +152,7 @@ class CheckpointSection(_Section):
     keep_best: bool = False
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run. `Recipe.load(path)` reads one; errors are `RecipeError`, a sentence each."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -196,7 +160,7 @@ class Recipe(_Section):
     output: str = "runs"
     student: ModelSource
     teacher: TeacherSource | None = None
-    teachers: dict[str, ModelSource] = {}
+    teachers: dict[str, TeacherSource] = {}
     task: TaskSource
     rollout: RolloutSection
     horizon: dict[str, Any]
@@ -296,8 +260,8 @@ def _override(content: dict[str, Any], text: str) -> None:
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         # The task's source and the teacher's kind stand in the location as tags, though nobody wrote them as keys.
-        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES]
-        path = ".".join(key for key in keys if not key.startswith("<")) or "the recipe"
+        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES and part not in TEACHER_KINDS]
+        path = ".".join(keys) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
             *sections, key = problem["loc"]
             yield f"unknown key {path}{nearest(str(key), _keys_at(sections))}"
@@ -314,6 +278,7 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
     for part in loc:
         inner = [_fields(s)[part] for s in sections if part in _fields(s)]
         tagged = [s for s in sections if issubclass(s, _TaskSource) and part in typing.get_args(_fields(s)["source"])]
+        tagged += [TEACHER_KINDS[part]] if part in TEACHER_KINDS else []
         sections = tagged or [s for annotation in inner for s in _sections(annotation)] or sections
     return [key for section in sections for key in _fields(section)]
 
@@ -323,7 +288,7 @@ def _fields(section: Any) -> Mapping[str, Any]:
 
 
 def _sections(annotation: Any) -> Iterator[Any]:
-    if isinstance(annotation, type) and (issubclass(annotation, _Section) or annotation is Objective):
+    if isinstance(annotation, type) and (issubclass(annotation, Section) or annotation is Objective):
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _sections(argument)

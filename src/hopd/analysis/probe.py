@@ -17,8 +17,9 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
-from hopd.recipe import ModelSource, Recipe
+from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
+from hopd.sources import ModelSource
 from hopd.tasks import build_prompts
 from hopd.training.models import load_models
 
@@ -144,7 +145,10 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
     """`hopd probe`: the recipe's student (or another, by its source) and its teacher, on prompts of its task, at its
     sampling and full length. Raises `RecipeError` where the recipe has several teachers."""
     if not isinstance(recipe.teacher, ModelSource):
-        raise RecipeError("a probe compares with one teacher; write teacher: {model: ...} instead of teachers")
+        raise RecipeError(
+            "a probe compares with the whole distribution of one teacher; write teacher: {model: ...}, not several, and "
+            "no server, which gives log-probs of a few tokens"
+        )
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})
     device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()

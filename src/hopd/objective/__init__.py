@@ -3,7 +3,7 @@
 from hopd.objective.credit import discounted_credit
 from hopd.objective.head import Head, chunked_loss
 from hopd.objective.objective import LossTokens, Objective, Statistics
-from hopd.objective.signal import Detail, HiddenSignal, SampledSignal, Signal
+from hopd.objective.signal import Detail, HiddenSignal, SampledSignal, Signal, TopKSignal
 
 __all__ = [
     "Detail",
@@ -14,6 +14,7 @@ __all__ = [
     "SampledSignal",
     "Signal",
     "Statistics",
+    "TopKSignal",
     "chunked_loss",
     "discounted_credit",
 ]

@@ -44,12 +44,17 @@ def top_k(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], k: int, 
     """
     candidates: Int[Tensor, "N K"] = student.topk(k, dim=-1).indices
     s, g = student.gather(-1, candidates), teacher.gather(-1, candidates)
+    if tail == "bucket":
+        return reverse_kl(_with_rest(student, candidates, s), _with_rest(teacher, candidates, g))
+    return among(s, g, tail)
+
+
+def among(s: Float[Tensor, "N K"], g: Float[Tensor, "N K"], tail: Tail) -> Float[Tensor, " N"]:
+    """`paper` or `renormalised` of `top_k`, on the candidates' log π_θ and log π_g, whoever chose them."""
     if tail == "paper":
         advantage = s.softmax(-1) * (g - s)
         return -(advantage.detach() * s).sum(-1)
-    if tail == "renormalised":
-        return reverse_kl(s.log_softmax(-1), g.log_softmax(-1))
-    return reverse_kl(_with_rest(student, candidates, s), _with_rest(teacher, candidates, g))
+    return reverse_kl(s.log_softmax(-1), g.log_softmax(-1))
 
 
 def _with_rest(

@@ -1,6 +1,6 @@
 """The objective of a run: estimator × divergence × credit, as a sum over loss tokens.
 
-Estimator  where the divergence's gradient comes from: the `sampled` token, the student's `top_k`, the `full` vocabulary
+Estimator  where the divergence's gradient comes from: the `sampled` token, a `top_k`, the `full` vocabulary
 Divergence which one, for `full`: reverse KL, forward KL, JSD(β). The other two estimate the reverse KL
 Credit     γ: 0 token-level (the default, and the paper's "OPD"), 1 sequence-level, between: discounted
 
@@ -56,6 +56,7 @@ class Objective:
     beta: float = 0.5
     k: int = 16
     tail: Tail = "paper"
+    candidates: Literal["student", "teacher"] = "student"
     gamma: float = 0.0
     control_variate: bool = False
     importance_cap: float | None = None
@@ -72,6 +73,13 @@ class Objective:
             )
         if self.k < 1:
             raise RecipeError(f"objective: k must be at least 1, got {self.k}")
+        if self.candidates == "teacher" and self.estimator != "top_k":
+            raise RecipeError(f"objective: candidates belongs to estimator: top_k, not to {self.estimator!r}")
+        if self.candidates == "teacher" and self.tail == "bucket":
+            raise RecipeError(
+                "objective: tail: bucket needs the whole vocabulary of the teacher; with candidates: teacher write "
+                "tail: paper or renormalised"
+            )
         if not 0 <= self.gamma <= 1:
             raise RecipeError(
                 f"objective: gamma must be from 0 (token-level) to 1 (sequence-level), got {self.gamma:g}"
@@ -89,7 +97,9 @@ class Objective:
     @property
     def needs(self) -> Detail:
         """What the teacher must give."""
-        return Detail.SAMPLED if self.estimator == "sampled" and not self.control_variate else Detail.VOCABULARY
+        if self.estimator == "sampled" and not self.control_variate:
+            return Detail.SAMPLED
+        return Detail.TOP_K if self.candidates == "teacher" else Detail.VOCABULARY
 
     def loss(
         self,
@@ -119,6 +129,12 @@ class Objective:
                     if self.importance_cap is None
                     else estimator.importance_ratio(log_prob, at.behaviour[rows], self.importance_cap),
                 )
+            elif self.candidates == "teacher":
+                student = logits.log_softmax(-1)
+                log_prob = student.gather(-1, tokens[:, None])[:, 0]
+                log_ratio = signal.log_prob(rows, tokens) - log_prob
+                candidates, likely = signal.top_k(rows, self.k)
+                loss = estimator.among(student.gather(-1, candidates), likely, self.tail)
             else:
                 student, teacher = logits.log_softmax(-1), signal.log_probs(rows)
                 log_prob = student.gather(-1, tokens[:, None])[:, 0]

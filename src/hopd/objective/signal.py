@@ -15,16 +15,22 @@ from hopd.objective.head import CHUNK_BYTES, Head, positions_in
 
 
 class Detail(IntEnum):
-    """How much of the teacher's distribution: the sampled token's log-prob, or that of every token."""
+    """How much of the teacher's distribution: log-probs of the sampled tokens, of its own most likely ones besides, or
+    of every token."""
 
     SAMPLED = 1
-    VOCABULARY = 2
+    TOP_K = 2
+    VOCABULARY = 3
 
 
 @runtime_checkable
 class Signal(Protocol):
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log π_g(y_t) at the positions `rows`."""
+        ...
+
+    def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
+        """The teacher's k most likely tokens and their log π_g. Only of a signal with the detail `TOP_K` or more."""
         ...
 
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
@@ -51,6 +57,10 @@ class HiddenSignal:
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return log_prob_of(self._logits(rows), tokens)
 
+    def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
+        log_probs, ids = self.log_probs(rows).topk(k, dim=-1)
+        return ids, log_probs
+
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
         return self._logits(rows).log_softmax(-1)
 
@@ -73,8 +83,24 @@ class SampledSignal:
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.sampled[rows]
 
+    def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
+        raise TypeError("this teacher gives the log-probs of the sampled tokens only; use the estimator 'sampled'")
+
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
         raise TypeError("this teacher gives the log-probs of the sampled tokens only; use the estimator 'sampled'")
+
+
+@dataclass(frozen=True)
+class TopKSignal(SampledSignal):
+    """Log-probs of the sampled tokens and of the teacher's own K most likely ones: all that a server gives."""
+
+    ids: Int[Tensor, "N K"]
+    likely: Float[Tensor, "N K"]
+
+    def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
+        if k > self.ids.shape[1]:
+            raise TypeError(f"this teacher was asked for its {self.ids.shape[1]} most likely tokens, not for {k}")
+        return self.ids[rows, :k], self.likely[rows, :k]
 
 
 def tempered(logits: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:

@@ -15,13 +15,15 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather
 from torch import Tensor
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
-from hopd.errors import CheckpointError, Interrupted, RecipeError
+from hopd.errors import CheckpointError, Interrupted, RecipeError, TeacherUnavailable
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
-from hopd.recipe import AdaptersOff, Recipe
+from hopd.recipe import Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
+from hopd.sources import AdaptersOff
 from hopd.tasks import build_prompts
-from hopd.teacher import BaseTeacher, LocalTeacher, RoutedTeacher, Teacher
+from hopd.teacher import Teacher
+from hopd.teacher.build import build_teacher
 from hopd.training import checkpoint as checkpoints
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
@@ -93,11 +95,12 @@ class Distiller:
         self._use_attention(resumed.state.get("attention") if resumed else None)  # in the precision that it trains in
         if recipe.training.gradient_checkpointing:
             self.student.checkpoint_activations()
+        scoring = {None: self.student} if isinstance(recipe.teacher, AdaptersOff) else self.teachers
         self.learner = Learner(
             student=self.student,
-            teacher=teacher or self._teacher(),
+            teacher=teacher or self._teacher(resumed.state if resumed else {}),
             student_cost=self.cost,
-            teacher_costs={name: PassCost.of(model) for name, model in (self.teachers or {None: self.student}).items()},
+            teacher_costs={name: PassCost.of(model) for name, model in scoring.items()},
             objective=recipe.objective,
             window=recipe.loss_window(),
             optimizer=self.optimizer,
@@ -114,7 +117,8 @@ class Distiller:
     def train(self) -> Result:
         """Runs to the last step, from the last checkpoint if there is one.
 
-        Raises `Interrupted` on SIGTERM or Ctrl-C, after the complete steps have been saved.
+        Raises `Interrupted` on SIGTERM or Ctrl-C, and `TeacherUnavailable` if a teacher's servers do not answer within
+        the deadline, after the complete steps have been saved.
         """
         self._open()
         several = self.processes.num_processes > 1
@@ -126,7 +130,7 @@ class Distiller:
                     self._evaluate_if_due(interruption)
                     self._save_if_due()
                     interruption.agree(self.learner.reduce, self.processes.device)
-            except Interrupted:
+            except (Interrupted, TeacherUnavailable):
                 self.ledger.give_up()
                 self._save()
                 raise
@@ -140,6 +144,7 @@ class Distiller:
         with interruption.welcome():
             decision = self._decide()
             mini_batches = self._sample(decision, seed)
+            self.learner.fetch(mini_batches, seed)
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
             with interruption.welcome() if rollouts is mini_batches[0] else nullcontext():
@@ -192,13 +197,9 @@ class Distiller:
         """Its sum over the processes."""
         return self.processes.reduce(tensor, reduction="sum")
 
-    def _teacher(self) -> Teacher:
-        temperature = self.recipe.rollout.temperature
-        if isinstance(self.recipe.teacher, AdaptersOff):
-            return BaseTeacher(self.student, temperature)
-        local = {name: LocalTeacher(model, temperature) for name, model in self.teachers.items()}
-        named = {name: teacher for name, teacher in local.items() if name is not None}
-        return RoutedTeacher(named) if named else local[None]
+    def _teacher(self, state: dict[str, Any]) -> Teacher:
+        fingerprints = {name: torch.tensor(values) for name, values in state.get("fingerprints", {}).items()}
+        return build_teacher(self.recipe, self.student, self.teachers, fingerprints)
 
     def _use_attention(self, saved: str | None) -> None:
         """The recipe's; or, where it says auto, the faster one, by a measurement that a resumed run does not repeat:
@@ -295,6 +296,7 @@ class Distiller:
             "trained_tokens": work.trained_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
+            **self.learner.served.metrics(),
             "peak_memory": peak_memory(self.processes.device),
         }
         if self.processes.is_main_process:
@@ -331,6 +333,7 @@ class Distiller:
                 "step": self.step,
                 "score": last["score"] if last and last["step"] == self.step else None,
                 "attention": attention_of(self.student),
+                "fingerprints": self.learner.served.fingerprints(),
                 "controller": self.controller.state_dict(),
                 "ledger": self.ledger.state_dict(),
             },

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from hopd.objective.objective import Statistics
 from hopd.products import for_training, replaced_linears
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
 from hopd.teacher import BaseTeacher, Teacher
+from hopd.teacher.build import served_by
 from hopd.training.cost import PassCost
 from hopd.training.ledger import Ledger
 from hopd.training.optimizer import MasterOptimizer
+from hopd.training.served import ServedTeachers
 from hopd.training.sharding import Sharding
 from hopd.training.statistics import StepStatistics
 
@@ -40,6 +42,16 @@ class Learner:
     reduce: Callable[[Tensor], Tensor]
     temperature: float
     tokens_per_batch: int
+    served: ServedTeachers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.served = ServedTeachers(served_by(self.teacher), self.reduce, self.student.device)
+
+    def fetch(self, mini_batches: Sequence[Sequence[Rollout]], seed: int) -> None:
+        """Has served teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
+        if self.served.teachers:
+            with self.ledger.phase("teacher"):
+                self.served.fetch([batch for rollouts in mini_batches for batch in self.batches(rollouts, seed)])
 
     def accumulate(self, rollouts: Sequence[Rollout], seed: int, statistics: StepStatistics) -> None:
         """The gradient of sum over loss tokens / their number in the whole optimiser step: all micro-batches and all
@@ -99,14 +111,15 @@ class Learner:
             (0 * self.student.head.logits(hidden).sum()).backward()
 
     def flops(self, batch: Batch) -> dict[str, float]:
-        """Of one micro-batch, by phase."""
+        """Of one micro-batch, by phase. What a server computes is not counted."""
         positions = batch.at.tokens.numel()
-        cost, lengths = self.student_cost, batch.lengths
-        again = cost.forward(lengths, 0) if self.student.recomputes else 0.0
-        credit = cost.head * positions if self.objective.gamma else 0.0
+        student, lengths = self.student_cost, batch.lengths
+        again = student.forward(lengths, 0) if self.student.recomputes else 0.0
+        credit = student.head * positions if self.objective.gamma else 0.0
+        teacher = self.teacher_costs.get(batch.teacher)
         return {
-            "update": cost.forward(lengths, positions) + cost.backward(lengths, positions) + again + credit,
-            "teacher": self.teacher_costs[batch.teacher].forward(lengths, positions),
+            "update": student.forward(lengths, positions) + student.backward(lengths, positions) + again + credit,
+            "teacher": teacher.forward(lengths, positions) if teacher else 0.0,
         }
 
     def _account(self, batch: Batch) -> None:

@@ -8,16 +8,17 @@ import torch
 from hopd.errors import ModelError, RecipeError
 from hopd.lora import NAME, add_adapters, has_adapters, merge
 from hopd.model import LanguageModel, load
-from hopd.recipe import LoraSection, ModelSource, Recipe
+from hopd.recipe import Recipe
 from hopd.rollout import fold
+from hopd.sources import LoraSection, ModelSource, TeacherSource
 
 ADAPTERS = 4  # counter of the new adapters' weights, beside those of the rollouts
 
 
 @dataclass
 class Models:
-    """`teachers` by name (`None` where there is only one), none where the student's base teaches; `notes` are sentences
-    that a person should read."""
+    """`teachers` by name (`None` where there is only one), without those behind servers, and none where the student's
+    base teaches; `notes` are sentences that a person should read."""
 
     student: LanguageModel
     teachers: dict[str | None, LanguageModel]
@@ -42,10 +43,11 @@ def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | N
     elif has_adapters(student.model):
         merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    sources: dict[str | None, ModelSource] = dict(recipe.teachers.items())
-    if isinstance(recipe.teacher, ModelSource):
+    sources: dict[str | None, TeacherSource] = dict(recipe.teachers.items())
+    if recipe.teacher:
         sources[None] = recipe.teacher
-    teachers = {name: _load(source, device, precision) for name, source in sources.items()}
+    local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+    teachers = {name: _load(source, device, precision) for name, source in local.items()}
     notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
     shared = min(model.head.vocabulary for model in (student, *teachers.values()))
     for model in (student, *teachers.values()):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from hopd.errors import ModelError, RecipeError, nearest
+from hopd.objective import Detail
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Rollout, fold
 from hopd.rollout.decoding import decoding_note
@@ -18,6 +19,7 @@ from hopd.teacher import LocalTeacher
 from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.ledger import Account
 from hopd.training.memory import estimate_memory
+from hopd.training.served import check_served
 from hopd.training.statistics import StepStatistics
 
 MISMATCH = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
@@ -38,6 +40,7 @@ def preflight(run: Distiller) -> Iterator[str]:
     _check_teachers(run)
     _check_objective(run)
     yield _check_context(run)
+    yield from _check_served(run)
     if isinstance(run.engine, NativeEngine):
         yield decoding_note(run.student)
     with run.sharding.whole():
@@ -128,6 +131,7 @@ def _check_objective(run: Distiller) -> None:
         raise RecipeError(
             f"objective {objective.estimator!r} needs the teacher's {objective.needs.name.lower()}, and this teacher "
             f"gives {gives.name.lower()} only; write estimator: sampled, without control_variate"
+            + (", or estimator: top_k with candidates: teacher" if gives == Detail.TOP_K else "")
         )
     if objective.estimator == "top_k" and objective.k >= run.student.head.vocabulary:
         raise RecipeError(
@@ -147,6 +151,12 @@ def _check_context(run: Distiller) -> str:
                 "less, or lower prompt_tokens"
             )
     return f"context: the longest prompt and full length make {longest + full} tokens, which fits"
+
+
+def _check_served(run: Distiller) -> Iterator[str]:
+    longest = max(len(prompt.ids) for prompt in run.prompts.prompts) + run.recipe.rollout.full_tokens
+    for name, teacher in run.learner.served.teachers.items():
+        yield from check_served(run.recipe, name, teacher, run.student, longest)
 
 
 def _check_same_model_is_zero(run: Distiller, rollouts: list[Rollout]) -> str:

@@ -1,0 +1,91 @@
+"""Where the models of a recipe come from: a directory or hub, the student's own base, servers."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from hopd.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSource(Section):
+    """A directory, a hub name, or `package:NAME/PATH`; `layers` keeps those decoder layers only."""
+
+    model: str
+    layers: list[int] | None = None
+    trust_remote_code: bool = False
+
+
+class AdaptersOff(Section):
+    """The student with its adapters switched off: no second copy of the weights."""
+
+    adapter_disabled: Literal[True]
+
+
+class ServerSource(Section):
+    """A teacher that a vLLM server holds, or several servers that hold the same one. Times are in seconds.
+
+    A request takes up to `sequences` sequences, and `concurrency` requests go to a server at once; one that fails is
+    sent again until `deadline`, first after about `backoff`, then after twice as long, and so on.
+    """
+
+    server: str | list[str]
+    model: str
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout: float = Field(120.0, gt=0)
+    deadline: float = Field(300.0, ge=0)
+    backoff: float = Field(0.5, gt=0)
+    sequences: int = Field(16, ge=1)
+    concurrency: int = Field(4, ge=1)
+
+    @property
+    def servers(self) -> list[str]:
+        given = [self.server] if isinstance(self.server, str) else self.server
+        return [server.rstrip("/").removesuffix("/v1") for server in given]
+
+    @model_validator(mode="after")
+    def _addresses(self) -> "ServerSource":
+        if not self.servers:
+            raise RecipeError("teacher.server is an empty list; write server: http://127.0.0.1:8000")
+        for server in self.servers:
+            parts = urlsplit(server)
+            if parts.username or parts.password:
+                raise RecipeError("teacher.server must hold no user or password; write api_key_env: VARIABLE")
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise RecipeError(f"teacher.server is an address such as http://127.0.0.1:8000, got {server!r}")
+        if len(set(self.servers)) < len(self.servers):
+            raise RecipeError("teacher.server names the same address twice")
+        return self
+
+
+# The tag of each kind; "<" keeps tags apart from the names of teachers.
+TEACHER_KINDS: dict[str, type[Section]] = {"<model>": ModelSource, "<base>": AdaptersOff, "<server>": ServerSource}
+
+
+def _kind(source: Any) -> str:
+    """Each kind has a key of its own."""
+    keys = source if isinstance(source, Mapping) else type(source).model_fields
+    return "<server>" if "server" in keys else "<base>" if "adapter_disabled" in keys else "<model>"
+
+
+TeacherSource = Annotated[
+    Annotated[ModelSource, Tag("<model>")]
+    | Annotated[AdaptersOff, Tag("<base>")]
+    | Annotated[ServerSource, Tag("<server>")],
+    Discriminator(_kind),
+]
+
+
+class LoraSection(Section):
+    """Adapters of rank `rank`, scaled by alpha / rank, beside all linear layers or those that are named."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"

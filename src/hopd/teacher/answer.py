@@ -1,0 +1,76 @@
+"""A server's answer, read strictly: every score is there and finite, or the whole answer is a `Fault`."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopd.teacher.fault import Fault, FaultKind
+
+IMPOSSIBLE = -9998.0  # vLLM writes −9999 where the log-prob is −∞, which JSON cannot say
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one sequence of T tokens: log-probs of all but the first, and the K most likely tokens at each place with
+    theirs. `decoded` is the text of each token as the server's tokenizer has it, where it says so."""
+
+    log_probs: Float[Tensor, " T-1"]
+    top_ids: Int[Tensor, "T-1 K"]
+    top_log_probs: Float[Tensor, "T-1 K"]
+    decoded: tuple[str | None, ...]
+
+
+def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: int) -> list[Scores]:
+    """The scores of each sequence. Raises `Fault`; never puts a number where there is none."""
+    try:
+        choices = json.loads(body)["choices"]
+        choices = sorted(choices, key=lambda choice: choice["index"])
+        answered = [choice["prompt_logprobs"] for choice in choices]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Fault(FaultKind.MALFORMED, f"its answer is cut off or not what was asked for ({error!r})") from error
+    if len(answered) != len(sequences):
+        raise Fault(FaultKind.WRONG_LENGTH, f"it scored {len(answered)} of {len(sequences)} sequences")
+    try:
+        return [_scores(*pair, top, vocabulary) for pair in zip(answered, sequences, strict=True)]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Fault(FaultKind.MALFORMED, f"its answer is not what was asked for ({error!r})") from error
+
+
+def _scores(places: list[Any] | None, ids: list[int], top: int, vocabulary: int) -> Scores:
+    if places is None:
+        raise Fault(FaultKind.NOT_FINITE, "it gave null in place of the prompt's log-probs")
+    if len(places) != len(ids):
+        raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(places)} log-probs for a sequence of {len(ids)} tokens")
+    log_probs, top_ids, top_log_probs, decoded = [], [], [], []
+    for place, token in zip(places[1:], ids[1:], strict=True):
+        if place is None:
+            raise Fault(FaultKind.NOT_FINITE, "it gave null in place of a log-prob")
+        entry = place[str(token)]
+        log_probs.append(_finite(entry["logprob"]))
+        decoded.append(entry.get("decoded_token"))
+        if top:
+            # By probability; ids that only the teacher has (padding of its vocabulary) mean nothing to the student.
+            likely = sorted((-_finite(e["logprob"]), int(id)) for id, e in place.items() if int(id) < vocabulary)[:top]
+            if len(likely) < top:
+                raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(likely)} likely tokens at a place, {top} were asked")
+            top_ids.append([id for _, id in likely])
+            top_log_probs.append([-negative for negative, _ in likely])
+    return Scores(
+        torch.tensor(log_probs, dtype=torch.float32),
+        torch.tensor(top_ids, dtype=torch.long).view(len(log_probs), top),
+        torch.tensor(top_log_probs, dtype=torch.float32).view(len(log_probs), top),
+        tuple(decoded),
+    )
+
+
+def _finite(value: Any) -> float:
+    if value is None or not math.isfinite(value) or value <= IMPOSSIBLE:
+        raise Fault(FaultKind.NOT_FINITE, f"it gave {value} in place of a log-prob")
+    if value > 1e-3:
+        raise Fault(FaultKind.MALFORMED, f"it gave {value} as a log-prob; serve with --logprobs-mode raw_logprobs")
+    return float(value)

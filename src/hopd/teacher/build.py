@@ -1,0 +1,41 @@
+"""The teacher of a recipe: local, the student's base, behind a server, or several."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hopd.model import LanguageModel
+from hopd.recipe import Recipe
+from hopd.sources import AdaptersOff, ServerSource
+from hopd.teacher.local import BaseTeacher, LocalTeacher
+from hopd.teacher.server import ServerTeacher
+from hopd.teacher.teacher import RoutedTeacher, Teacher
+
+
+def build_teacher(
+    recipe: Recipe,
+    student: LanguageModel,
+    models: Mapping[str | None, LanguageModel],
+    fingerprints: Mapping[str, Float[Tensor, " P"]],
+) -> Teacher:
+    """`models` are the local ones, by name. `fingerprints` are those of served teachers at the run's start, if it is
+    resumed."""
+    temperature = recipe.rollout.temperature
+    teachers: dict[str | None, Teacher] = {name: LocalTeacher(model, temperature) for name, model in models.items()}
+    sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers
+    for name, source in sources.items():
+        if isinstance(source, ServerSource):
+            served = ServerTeacher(source, recipe.objective, student.head.vocabulary)
+            served.fingerprint = fingerprints.get(name or "")
+            teachers[name] = served
+        elif isinstance(source, AdaptersOff):
+            teachers[name] = BaseTeacher(student, temperature)
+    named = {name: teacher for name, teacher in teachers.items() if name is not None}
+    return RoutedTeacher(named) if named else teachers[None]
+
+
+def served_by(teacher: Teacher) -> dict[str, ServerTeacher]:
+    """The served teachers by name; the name of an only one is empty."""
+    named = teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}
+    return {name: each for name, each in named.items() if isinstance(each, ServerTeacher)}
