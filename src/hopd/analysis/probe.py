@@ -146,8 +146,8 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
     sampling and full length. Raises `RecipeError` where the recipe has several teachers."""
     if not isinstance(recipe.teacher, ModelSource):
         raise RecipeError(
-            "a probe compares with the whole distribution of one teacher; write teacher: {model: ...}, not several, and "
-            "no server, which gives log-probs of a few tokens"
+            "a probe compares with the whole distribution of one teacher; write teacher: {model: ...}, not "
+            "several, and no server, which gives log-probs of a few tokens"
         )
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})
