@@ -276,7 +276,7 @@ def test_other_weights_after_a_stop_are_found_by_the_resume(command, recipe, ser
         (["rollout.temperature=0.7"], "temperature 1"),
         (["teacher.model=other"], "serves tiny, not 'other'"),
         (["teacher.api_key_env=NOT_SET_9431"], "NOT_SET_9431, which is not set"),
-        (["rollout.full_tokens=4096"], "serve with --max-model-len"),
+        (["rollout.full_tokens=600"], "serve with --max-model-len"),
         (["evaluation={task: {source: addition}, measure: divergence}"], "one local teacher"),
     ],
 )
