@@ -24,12 +24,20 @@ def replaced_linears(model: nn.Module, make: Callable[[Tensor, Tensor | None], P
     """Until the block ends, plain linear layers compute with what `make` gives for their weight and bias."""
     with ExitStack() as stack:
         for layer in model.modules():
-            if type(layer) is not nn.Linear or "forward" in vars(layer):
+            if type(layer) is not nn.Linear:
                 continue
             if (projection := make(layer.weight, layer.bias)) is not None:
+                before = vars(layer).get("forward")
                 layer.forward = projection  # type: ignore[assignment]
-                stack.callback(delattr, layer, "forward")
+                stack.callback(_put_back, layer, before)
         yield
+
+
+def _put_back(layer: nn.Linear, forward: Any) -> None:
+    if forward is None:
+        del layer.forward
+    else:
+        layer.forward = forward
 
 
 def linear(

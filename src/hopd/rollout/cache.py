@@ -34,19 +34,25 @@ class GrowingLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        end = self.used + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys, self.values = _grown(self.keys, self.used, end), _grown(self.values, self.used, end)
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
-        self.used = end
-        if key_states.shape[-2] == end:  # nothing was there before
+        keys, values = self.extend(key_states.shape[-2])
+        start, end = self.used - key_states.shape[-2], self.used
+        keys[:, :, start:end] = key_states
+        values[:, :, start:end] = value_states
+        if start == 0:  # nothing was there before
             return key_states, value_states
         if key_states.shape[-2] == 1:
-            return self.keys, self.values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+            return keys, values
+        return keys[:, :, :end], values[:, :, :end]
+
+    def extend(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes so many more positions into use, for the caller to write; gives all keys and values."""
+        assert self.keys is not None
+        assert self.values is not None
+        end = self.used + positions
+        if end > self.keys.shape[-2]:
+            self.keys, self.values = _grown(self.keys, self.used, end), _grown(self.values, self.used, end)
+        self.used = end
+        return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes what row `beam_idx[i]` was: this both shares a prompt among its samples and retires rows."""

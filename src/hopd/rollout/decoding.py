@@ -1,33 +1,41 @@
-"""What makes one token a row fast on a CPU: attention as grouped matrix products, and weights in oneDNN's own layout.
+"""What makes one token a row fast on a CPU, put in place for the time of a rollout. On a GPU nothing is changed.
 
-It is put in place for the time of a rollout only. On a GPU nothing is changed.
+A model of Llama's shape goes by a `Decoder` of its own. Others keep their modules: attention as grouped matrix products
+where it goes through transformers' registry, and weights in oneDNN's own layout.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from hopd import kernels
 from hopd.attention import GROUPED, attention_of, can_choose_attention
+from hopd.layers import fast_layers
 from hopd.model import LanguageModel
 from hopd.products import Projection, for_decoding, packs, replaced_linears
 from hopd.rollout.cache import attends_everywhere
+from hopd.rollout.decoder import Decoder, decodes_by_kernels
 
 
 @contextmanager
-def decoding(model: LanguageModel, rows: int) -> Iterator[Projection]:
+def decoding(model: LanguageModel, rows: int) -> Iterator[tuple[Projection, Decoder | None]]:
     """Until the block ends, `model` decodes about `rows` rows fast; gives the projection of its head, before
-    `Head.shape`. The weights must not change meanwhile."""
+    `Head.shape`, and what decodes in its place, if anything does. The weights must not change meanwhile."""
     head = model.head
     with ExitStack() as stack:
+        stack.enter_context(fast_layers(model.backbone))
+        if decodes_by_kernels(model):
+            yield for_decoding(head.weight, head.bias, rows), Decoder(model, rows)
+            return
         if groups_attention(model):
             usual = attention_of(model)
             model.model.set_attn_implementation(GROUPED[usual])
             stack.callback(model.model.set_attn_implementation, usual)
         if not decodes_packed(model):
-            yield head.project
+            yield head.project, None
             return
         stack.enter_context(replaced_linears(model.backbone, partial(for_decoding, rows=rows)))
-        yield for_decoding(head.weight, head.bias, rows)
+        yield for_decoding(head.weight, head.bias, rows), None
 
 
 def groups_attention(model: LanguageModel) -> bool:
@@ -45,8 +53,9 @@ def decoding_note(model: LanguageModel) -> str:
     dtype = str(model.model.dtype).removeprefix("torch.")
     if model.device.type != "cpu":
         return f"decoding: {dtype} on {model.device}, the model's own attention ({attention_of(model)})"
+    if decodes_by_kernels(model):
+        return f"decoding: {dtype}, weights packed, {kernels.note()}"
     grouped = groups_attention(model)
-    attention = (
-        "grouped attention" if grouped else f"the model's own attention ({attention_of(model)}), which is slower"
-    )
-    return f"decoding: {dtype}, {attention}, weights {'packed' if decodes_packed(model) else 'as they are'}"
+    attention = "grouped attention" if grouped else f"the model's own attention ({attention_of(model)}), slower"
+    weights = "packed" if decodes_packed(model) else "as they are"
+    return f"decoding: {dtype}, {attention}, weights {weights}, {kernels.note()}"

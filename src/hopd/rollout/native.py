@@ -17,6 +17,7 @@ from hopd.errors import TaskError
 from hopd.model import LanguageModel
 from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
+from hopd.rollout.decoder import Decoder
 from hopd.rollout.decoding import decoding
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
@@ -56,10 +57,10 @@ class NativeEngine:
                     f"model's context of {context}"
                 )
         rollouts: dict[tuple[int, int], Rollout] = {}
-        with decoding(self.model, min(self.rows, len(prompts) * samples)) as project:
+        with decoding(self.model, min(self.rows, len(prompts) * samples)) as (project, decoder):
             for wave in self._waves(prompts, samples):
                 rows = [(unit.index, sample) for unit in wave for sample in unit.samples]
-                rollouts |= zip(rows, self._decode(wave, project, max_tokens, sampling, seed), strict=True)
+                rollouts |= zip(rows, self._decode(wave, project, decoder, max_tokens, sampling, seed), strict=True)
         return [rollouts[key] for key in sorted(rollouts)]
 
     def _waves(self, prompts: Sequence[Prompt], samples: int) -> Iterator[list[_Unit]]:
@@ -78,7 +79,13 @@ class NativeEngine:
             yield wave
 
     def _decode(
-        self, wave: Sequence[_Unit], project: Projection, max_tokens: int, sampling: Sampling, seed: int
+        self,
+        wave: Sequence[_Unit],
+        project: Projection,
+        decoder: Decoder | None,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
     ) -> list[Rollout]:
         model, device, context = self.model, self.model.device, self.model.context
         head, stop_ids = model.head, torch.tensor(sorted(model.stop_ids), device=device)
@@ -101,6 +108,8 @@ class NativeEngine:
         )
         limit = min(max_tokens, context - int(rows.prompt_length.min())) if context else max_tokens
         room = None if context is None else context - rows.prompt_length
+        if decoder is not None:
+            cos, sin = decoder.angles(width + limit)
         record = _Record(len(unit_of_row), device)
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
@@ -136,7 +145,11 @@ class NativeEngine:
             positions = rows.prompt_length + t
             if context is not None:
                 positions = positions.clamp(max=context - 1)  # of rows that are full and wait to be retired
-            hidden = model.hidden(tokens[:, None], seen.of_token(width + t), positions[:, None], cache)[:, -1]
+            if decoder is None:
+                hidden = model.hidden(tokens[:, None], seen.of_token(width + t), positions[:, None], cache)[:, -1]
+            else:
+                angles = cos[positions], sin[positions]
+                hidden = decoder.hidden(tokens, angles, cache, first=width - rows.prompt_length)
 
         record.close_segment(rows.live, length, stopped)
         return record.rollouts(wave, max_tokens)

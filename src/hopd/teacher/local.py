@@ -2,10 +2,10 @@
 
 import torch
 
+from hopd.layers import fast_layers
 from hopd.lora import without_adapters
 from hopd.model import LanguageModel
 from hopd.objective.signal import Detail, HiddenSignal
-from hopd.products import for_training, replaced_linears
 from hopd.rollout.batch import Batch
 
 
@@ -20,7 +20,7 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, batch: Batch) -> HiddenSignal:
         """Keeps hidden states, not logits: the objective projects them chunk by chunk."""
-        with replaced_linears(self.model.backbone, for_training):
+        with fast_layers(self.model.backbone):
             hidden = batch.states(self.model.hidden(batch.ids))
         return HiddenSignal(self.model.head, hidden, self.temperature)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
+from hopd.layers import fast_layers
 from hopd.model import LanguageModel
 from hopd.objective import Objective
 from hopd.objective.objective import Statistics
-from hopd.products import for_training, replaced_linears
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
 from hopd.teacher import BaseTeacher, Teacher
 from hopd.teacher.build import served_by
@@ -60,7 +60,7 @@ class Learner:
         mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
         passes = int(self.sharding.most(len(batches), self.student.device))
-        with replaced_linears(self.student.backbone, for_training):
+        with fast_layers(self.student.backbone):
             for batch in batches:
                 total, terms = self.loss(batch)
                 if not torch.isfinite(total):
