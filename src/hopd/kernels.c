@@ -31,10 +31,9 @@ static inline uint32_t bits_of(float x) {
     return bits;
 }
 
-static inline uint16_t round_bf16(float x) { /* to the nearest, ties to even; NaN stays NaN */
+static inline uint16_t round_bf16(float x) { /* to the nearest, ties to even; the NaN of bf16 and of sums have no low bits */
     uint32_t bits = bits_of(x);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)(x != x ? 0x7fc0 : rounded);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 /* e^x within 2e-7: 2^n times a polynomial of what is left, |r| <= ln 2 / 2. It has no branch, so that loops over it

@@ -49,8 +49,10 @@ def test_weights_that_change_between_rollouts_are_seen():
     torch.testing.assert_close(second[0].log_probs, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_note_says_what_a_model_decodes_with():
+def test_the_note_says_what_a_model_decodes_with(monkeypatch):
     model = load(QUICKSTART)
+    assert "kernels compiled" in decoding_note(model)
+    monkeypatch.setattr("hopd.rollout.decoding.decodes_by_kernels", lambda model: False)
     assert "grouped" in decoding_note(model)
     model.model.set_attn_implementation("eager")
     assert "eager" in decoding_note(model)
