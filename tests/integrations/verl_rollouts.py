@@ -1,5 +1,7 @@
 """Rolls out with the installed verl and prints, as JSON, how far each rollout went: run by `test_verl.py`.
 
+`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says what is refused.
+
 Everything is verl's, in processes of a local Ray: configuration, managers, workers, agent loops, client, load balancer,
 TransferQueue. In place of a vLLM server, which needs a GPU, stands an actor that answers with the quickstart's models,
 and like verl's server goes to the configured response length where no `max_tokens` is given.
@@ -124,16 +126,26 @@ def with_transfer_queue(manager, step, validate):
     manager.generate_sequences(batch)
     for _ in range(600):
         held = tq.kv_list(partition_id=partition)[partition]
-        settled = [tag["status"] for tag in held.values() if tag.get("is_prompt") or "seq_len" not in tag]
-        if all(status in ("finished", "failure") for status in settled):
+        if all(tag["status"] in ("finished", "failure") for tag in held.values() if tag.get("is_prompt")):
             break
         time.sleep(0.1)
-    lengths = {key: tag["response_len"] for key, tag in held.items() if tag["status"] == "success"}
+    lengths = {key: tag["response_len"] for key, tag in held.items() if "response_len" in tag}
     tq.kv_clear(keys=list(held), partition_id=partition)
     return [lengths[key] for key in sorted(lengths)]
 
 
-def main(trainer, overrides):
+def refusals(cases):
+    from hopd.errors import RecipeError
+    from hopd.integrations.verl import Schedule
+
+    for case in cases:
+        try:
+            Schedule(configuration(json.loads(case)))
+        except RecipeError as error:
+            print("RESULT " + json.dumps(str(error)), flush=True)
+
+
+def roll_out(trainer, overrides):
     config = configuration(overrides)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     if trainer == "queue":
@@ -142,7 +154,7 @@ def main(trainer, overrides):
         OmegaConf.set_struct(config, False)
         config.transfer_queue.enable = True
         transfer_queue.init(config.transfer_queue)
-    roll_out = with_transfer_queue if trainer == "queue" else with_data_proto
+    lengths_of = with_transfer_queue if trainer == "queue" else with_data_proto
     _, student = client("student", config)
     judge, teacher = client("teacher", config)
     named = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
@@ -150,11 +162,12 @@ def main(trainer, overrides):
         config=config, llm_client=student, teacher_client={"default": teacher}
     )
     for step, validate in STEPS:
-        lengths = roll_out(manager, step, validate)
+        lengths = lengths_of(manager, step, validate)
         line = {"step": step, "validate": validate, "lengths": lengths, "scored": ray.get(judge.sequences.remote())}
         print("RESULT " + json.dumps(line), flush=True)
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    what, *arguments = sys.argv[1:]
+    refusals(arguments) if what == "refusals" else roll_out(what, arguments)
