@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Decision, Full, Progressive
 from hopd.integrations.trl import HorizonCallback
 from hopd.tasks.addition import RepeatedAddition
+from tests.vllm_server import VLLM_PYTHON, needs_vllm
 
 MODELS = Path(hopd.__file__).parent / "quickstart"
 T = 24  # a solution of three additions has 92 tokens: nobody stops before
@@ -193,3 +196,25 @@ def test_a_checkpoint_that_was_saved_without_the_callback_is_refused(tmp_path):
     trainer.train()
     with pytest.raises(CheckpointError, match="saved without HorizonCallback"):
         make(tmp_path, Full(T), max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@needs_vllm
+def test_vllm_inside_trl_obeys_the_horizon_and_evaluates_to_the_full_length():
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": f"{root}:{root / 'src'}",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # TRL reaches into the engine
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if subprocess.run([VLLM_PYTHON, "-c", "import trl"], env=environment, capture_output=True).returncode:
+        pytest.skip("the Python of HOPD_VLLM_PYTHON has vLLM, but no TRL")
+    command = [VLLM_PYTHON, "-m", "tests.integrations.trl_vllm"]
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    [line] = [line for line in ended.stdout.splitlines() if line.startswith("RESULT ")]
+    result = json.loads(line.removeprefix("RESULT "))
+    assert result["steps"] == [[h] * 4 for h in HORIZONS[:3]]
+    assert [length for batch in result["evaluations"] for length in batch] == [T] * (2 * 3)
+    assert result["logged"] == HORIZONS[:3]

@@ -1,11 +1,12 @@
 """A horizon inside verl: its own managers, workers, agent loops and teacher client, in another environment's Python.
 
-`HOPD_VERL_PYTHON` is the path of a Python that has verl 0.9, TransferQueue, uvicorn and fastapi. Without it these tests are
-skipped, with that reason. What needs a GPU, verl's vLLM servers and its trainer, is not run: see `verl_rollouts.py`.
+`HOPD_VERL_PYTHON` is the path of a Python that has verl 0.9, TransferQueue, uvicorn and fastapi. Without it these tests
+are skipped, with that reason. What needs a GPU, verl's vLLM servers and its trainer, is not run: see `verl_rollouts.py`.
 """
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def run(*command):
 
 
 def results(ended):
-    return [json.loads(line.removeprefix("RESULT ")) for line in ended.stdout.splitlines() if line.startswith("RESULT ")]
+    return [json.loads(line) for line in re.findall("^RESULT (.*)$", ended.stdout, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("trainer", MANAGERS)
@@ -54,7 +55,7 @@ def test_training_goes_to_the_horizon_of_its_global_step_and_validation_to_the_f
 
 def test_a_configuration_under_which_the_horizon_would_not_hold_is_refused():
     refused = {
-        "no horizon is configured; add +actor_rollout_ref.rollout.custom.horizon.controller=full, or another": [LIBRARY],
+        f"no horizon is configured; add {GROWING[0].replace('progressive', 'full')}, or another": [LIBRARY],
         f"verl's workers do not know the agent loop; add {LIBRARY}": GROWING,
         "horizon 'progressive' needs increment": [LIBRARY, *GROWING[:2]],
         "hopd limits the rollouts of single_turn_agent, and 'tool_agent' would take the place of it": [

@@ -1,6 +1,6 @@
 """Rolls out with the installed verl and prints, as JSON, how far each rollout went: run by `test_verl.py`.
 
-`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says what is refused.
+`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says why it won't.
 
 Everything is verl's, in processes of a local Ray: configuration, managers, workers, agent loops, client, load balancer,
 TransferQueue. In place of a vLLM server, which needs a GPU, stands an actor that answers with the quickstart's models,
@@ -47,8 +47,9 @@ class Server:
             fields = {"prompt_ids": kept.indices[0].tolist(), "prompt_logprobs": kept.values[0].tolist()}
             return TokenOutput(token_ids=[0], extra_fields=fields)
         tokens = min(sampling_params.get("max_tokens", self.config.response_length), self.config.response_length)
-        generated = self.model.generate(ids, do_sample=False, max_new_tokens=tokens, pad_token_id=0)[0, len(prompt_ids) :]
-        return TokenOutput(token_ids=generated.tolist(), log_probs=[0.0] * len(generated), stop_reason="completed")
+        whole = self.model.generate(ids, do_sample=False, max_new_tokens=tokens, pad_token_id=0)[0].tolist()
+        response = whole[len(prompt_ids) :]
+        return TokenOutput(token_ids=response, log_probs=[0.0] * len(response), stop_reason="completed")
 
     def sequences(self):
         scored, self.scored = self.scored, []

@@ -52,8 +52,8 @@ class HorizonCallback(TrainerCallback, ExportableState):
             raise RecipeError(f"generation_kwargs sets {limits[0]}, which overrides the horizon; leave it out")
         if trainer.args.restore_callback_states_from_checkpoint:
             raise RecipeError(
-                "restore_callback_states_from_checkpoint makes new callbacks from their saved arguments, and a controller "
-                "is none that can be saved; leave it off: HorizonCallback restores its controller by itself"
+                "restore_callback_states_from_checkpoint would make a new HorizonCallback, without its controller; "
+                "leave it off: this one restores its controller by itself"
             )
         self.trainer = trainer
         if self not in trainer.callback_handler.callbacks:
@@ -70,13 +70,13 @@ class HorizonCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if self.trainer is None:
-            raise RecipeError("HorizonCallback does not know its trainer: write callback.attach(trainer) before train()")
+            raise RecipeError("HorizonCallback knows no trainer; write callback.attach(trainer) before trainer.train()")
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(type(self).__name__)
             if saved is None:
                 raise CheckpointError(
-                    f"the checkpoint of step {state.global_step} was saved without HorizonCallback, so the state of its "
-                    "controller is not known; begin anew, or go on without the callback"
+                    f"the checkpoint of step {state.global_step} was saved without HorizonCallback, so what its "
+                    "controller knew then is lost; begin anew, or go on without the callback"
                 )
             self.controller.load_state_dict(saved["attributes"]["controller"])
         if state.is_world_process_zero:

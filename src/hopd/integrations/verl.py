@@ -1,12 +1,12 @@
 """Horizon control inside verl's on-policy distillation, by two of its extension points and nothing else.
 
 verl asks an agent loop manager, which a configuration may name, to roll out a batch, and says in it which global step
-this is and whether it validates. Ours gives every *training* prompt two columns, the horizon of the step and the name of
-an agent loop of ours, which passes the horizon to the server as `max_tokens`. A validation batch passes untouched, so
-verl validates to its own full length. The teacher then scores what was sampled, and no more.
+this is and whether it validates. Ours gives every *training* prompt two columns, the horizon of the step and the name
+of an agent loop of ours, which passes the horizon to the server as `max_tokens`. A validation batch passes untouched,
+so verl validates to its own full length. The teacher then scores what was sampled, and no more.
 
     actor_rollout_ref.model.external_lib=hopd.integrations.verl
-    actor_rollout_ref.rollout.agent.agent_loop_manager_class=hopd.integrations.verl_queue.HorizonManager
+    +actor_rollout_ref.rollout.agent.agent_loop_manager_class=hopd.integrations.verl_queue.HorizonManager
     +actor_rollout_ref.rollout.custom.horizon.controller=progressive
     +actor_rollout_ref.rollout.custom.horizon.start=512
     +actor_rollout_ref.rollout.custom.horizon.increment=9

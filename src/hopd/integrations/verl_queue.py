@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
-from verl.utils.tensordict_utils import assign_non_tensor_data
+from verl.utils.tensordict_utils import assign_non_tensor_data, get
 
 from hopd.integrations.verl import AGENT, Schedule
 
@@ -21,10 +21,11 @@ class HorizonManager(AgentLoopManagerTQ):
         self.schedule = Schedule(config)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        if not ("validate" in prompts and prompts["validate"]):
-            named = prompts["agent_name"] if "agent_name" in prompts else ()
-            agents = {named} if isinstance(named, str) else set(named)
-            horizon = self.schedule.decide(prompts["global_steps"], agents)
+        if not get(prompts, "validate", False):
+            named = get(prompts, "agent_name", [])  # one for all prompts, or one each
+            horizon = self.schedule.decide(
+                get(prompts, "global_steps"), {named} if isinstance(named, str) else set(named)
+            )
             assign_non_tensor_data(prompts, "agent_name", AGENT)
             assign_non_tensor_data(prompts, "horizon", horizon)
         super().generate_sequences(prompts)
