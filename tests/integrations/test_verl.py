@@ -1,7 +1,7 @@
 """A horizon inside verl: its own managers, workers, agent loops and teacher client, in another environment's Python.
 
 `HOPD_VERL_PYTHON` is the path of a Python that has verl 0.9, TransferQueue, uvicorn and fastapi. Without it these tests
-are skipped, with that reason. What needs a GPU, verl's vLLM servers and its trainer, is not run: see `verl_rollouts.py`.
+are skipped, with that reason. What needs a GPU, verl's vLLM servers and its trainer, is not run (`verl_rollouts.py`).
 """
 
 import json

@@ -1,6 +1,6 @@
 """Rolls out with the installed verl and prints, as JSON, how far each rollout went: run by `test_verl.py`.
 
-`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says why it won't.
+`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says why not.
 
 Everything is verl's, in processes of a local Ray: configuration, managers, workers, agent loops, client, load balancer,
 TransferQueue. In place of a vLLM server, which needs a GPU, stands an actor that answers with the quickstart's models,

@@ -23,9 +23,8 @@ class HorizonManager(AgentLoopManagerTQ):
     def generate_sequences(self, prompts: TensorDict) -> None:
         if not get(prompts, "validate", False):
             named = get(prompts, "agent_name", [])  # one for all prompts, or one each
-            horizon = self.schedule.decide(
-                get(prompts, "global_steps"), {named} if isinstance(named, str) else set(named)
-            )
+            agents = {named} if isinstance(named, str) else set(named)
+            horizon = self.schedule.decide(get(prompts, "global_steps"), agents)
             assign_non_tensor_data(prompts, "agent_name", AGENT)
             assign_non_tensor_data(prompts, "horizon", horizon)
         super().generate_sequences(prompts)
