@@ -70,6 +70,8 @@ class GrowingLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # what transformers 5.10 calls it
+
 
 def capacity(length: int) -> int:
     """Positions that a cache of this length has room for."""

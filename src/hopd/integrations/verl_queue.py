@@ -1,0 +1,30 @@
+"""The manager of `hopd.integrations.verl` for trainers that roll out through verl's TransferQueue: `main_ppo`.
+
+A file of its own, since it imports `transfer_queue`, which verl does not install by itself.
+"""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.utils.tensordict_utils import assign_non_tensor_data, get
+
+from hopd.integrations.verl import AGENT, Schedule
+
+
+class HorizonManager(AgentLoopManagerTQ):
+    """In asynchronous modes the horizon is that of the step at which verl submits a prompt."""
+
+    def __init__(self, config: DictConfig, *clients: Any, **settings: Any):
+        super().__init__(config, *clients, **settings)
+        self.schedule = Schedule(config)
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        if not get(prompts, "validate", False):
+            named = get(prompts, "agent_name", [])  # one for all prompts, or one each
+            agents = {named} if isinstance(named, str) else set(named)
+            horizon = self.schedule.decide(get(prompts, "global_steps"), agents)
+            assign_non_tensor_data(prompts, "agent_name", AGENT)
+            assign_non_tensor_data(prompts, "horizon", horizon)
+        super().generate_sequences(prompts)

@@ -1,0 +1,25 @@
+"""Trains with TRL and vLLM in one process, on a CPU, and prints how far completions went: run by `test_trl.py`.
+
+TRL pushes the new weights into vLLM's model one by one, which vLLM's build for CPUs cannot take once it has packed
+them; so this student samples with the weights that it began with. All else is TRL's and vLLM's own.
+"""
+
+import json
+import tempfile
+
+from hopd.horizon import Progressive
+from tests.integrations.test_trl import GROWING, T, logged, make
+
+
+def main(output):
+    settings = {"use_vllm": True, "vllm_max_model_length": 256, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make(output, Progressive(T, **GROWING), max_steps=3, **settings)
+    trainer.vllm_generation.sync_weights = lambda: None
+    trainer.train()
+    result = {"steps": trainer.steps, "evaluations": trainer.evaluations, "logged": logged(trainer, "horizon")}
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as output:
+        main(output)
