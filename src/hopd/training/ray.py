@@ -1,0 +1,253 @@
+"""The loop on workers that Ray Train places, and starts again when one is lost.
+
+It knows nothing of a step: each worker makes the `Distiller` that a process of torchrun would make, and workers that
+were started again go on from the run's last checkpoint.
+"""
+
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from rich.console import Console
+
+from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
+from hopd.recipe import Recipe
+from hopd.training.distiller import Distiller, check_trackers
+from hopd.training.files import RunDirectory
+from hopd.training.interruption import Interruption
+from hopd.training.preflight import preflight
+from hopd.training.progress import Progress
+
+POLL_SECONDS = 0.5
+
+
+def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> int:
+    """Trains on so many workers, one GPU each where Ray has GPUs, and gives the number of complete steps. The preflight
+    runs on the first workers, not on those of a restart.
+
+    The cluster is the one that RAY_ADDRESS names, or else a Ray that is started here and ends with the run. Raises what
+    a worker raised if it is a `HopdError`; `WorkersLost` after more than `restarts` restarts; `Interrupted` once the
+    complete steps have been saved.
+    """
+    check_trackers(recipe)
+    RunDirectory(recipe.directory).latest_checkpoint(recipe, resume)  # for its errors: workers resume in any case
+    with _ray(workers) as ray, tempfile.TemporaryDirectory() as place, Interruption(together=True) as interruption:
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+        ended: list[Any] = []
+        trainer = _trainer(ray, board, recipe, workers, restarts, place)
+        fitting = Thread(target=lambda: ended.append(_fit(trainer)), daemon=True)
+        fitting.start()
+        while fitting.is_alive():
+            fitting.join(POLL_SECONDS)
+            started, text = ray.get(board.read.remote(interruption.signal))
+            print(text, end="", flush=True)
+            if interruption.signal and not started:
+                raise Interrupted(interruption.signal)
+        _, text = ray.get(board.read.remote(None))
+        print(text, end="", flush=True)
+        if error := ray.get(board.reason.remote()):
+            raise error
+        (result,) = ended
+    if isinstance(result, Exception):
+        if lost := _lost(getattr(result, "worker_failures", {})):
+            raise WorkersLost(
+                f"{lost}, once more than --ray-restarts {restarts} allows; the checkpoints are whole: go on with --resume"
+            ) from None
+        raise result
+    if result is None:
+        raise Interrupted(interruption.signal or 0)
+    return int(result)
+
+
+class Board:
+    """An actor beside the command line: what it and the workers have to tell one another."""
+
+    def __init__(self) -> None:
+        self._text, self._signal = "", None
+        self._starts: Counter[int] = Counter()
+        self._errors: list[HopdError] = []
+
+    def write(self, text: str) -> None:
+        self._text += text
+
+    def read(self, signum: int | None) -> tuple[bool, str]:
+        """Takes the signal that the command line got, and gives whether workers run, and what they wrote."""
+        text, self._text, self._signal = self._text, "", signum or self._signal
+        return bool(self._starts), text
+
+    def start(self, rank: int) -> int | None:
+        """How often this worker was started before; or None, if the run has ended in an error that starting again
+        would not help."""
+        self._starts[rank] += 1
+        return None if self._errors else self._starts[rank] - 1
+
+    def signal(self) -> int | None:
+        return self._signal
+
+    def fail(self, error: HopdError) -> None:
+        self._errors.append(error)
+
+    def reason(self) -> HopdError | None:
+        return self._errors[0] if self._errors else None
+
+
+def _work(given: dict[str, Any]) -> int | None:
+    """What a worker does: complete steps of the run, or None if it was told to stop."""
+    import ray
+    import ray.train
+
+    board, first = given["board"], ray.train.get_context().get_world_rank() == 0
+    starts = ray.get(board.start.remote(ray.train.get_context().get_world_rank()))
+    if starts is None:
+        return None
+    sys.argv = given["command"]  # for environment.json
+    try:
+        _go_to(given["directory"])
+        console = Console(file=_Lines(board), highlight=False) if first else None
+        run = Distiller(given["recipe"], resume=True, progress=Progress(quiet=not first, console=console))
+        with _listening(board, run.interruption):
+            if starts:
+                run.progress.note(f"ray: the workers were started again ({starts} of {given['restarts']})")
+            else:
+                for line in preflight(run):
+                    run.progress.note(line)
+            return run.train().steps
+    except Interrupted:
+        return None
+    except HopdError as error:
+        ray.get(board.fail.remote(error))
+        raise  # the others may wait for this worker: Ray ends them
+
+
+def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.torch import TorchTrainer
+
+    class Reporter(UserCallback):
+        """Says why workers are started again."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            ended = _lost(worker_exceptions) or "; ".join(f"worker {r}: {e}" for r, e in worker_exceptions.items())
+            ray.get(board.write.remote(f"ray: {ended}\n"))
+
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    given = {
+        "board": board,
+        "recipe": recipe,
+        "directory": str(Path.cwd()),
+        "command": sys.argv,
+        "restarts": restarts,
+    }
+    return TorchTrainer(
+        _work,
+        train_loop_config=given,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=RunConfig(
+            name=recipe.name,
+            storage_path=place,  # of Ray's own bookkeeping: checkpoints are the run's
+            failure_config=FailureConfig(max_failures=restarts),
+            callbacks=[Reporter()],
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+
+
+def _fit(trainer: Any) -> Any:
+    """What the first worker gave, or the exception."""
+    try:
+        return trainer.fit().return_value
+    except Exception as error:
+        return error
+
+
+def _lost(failures: Mapping[int, Exception]) -> str | None:
+    """A sentence on the workers that ended without a word, where there are any: others fail in their wake."""
+    from ray.exceptions import RayActorError
+
+    causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
+    lost = [str(rank) for rank, cause in sorted(causes.items()) if isinstance(cause, RayActorError)]
+    return f"worker {', '.join(lost)} was lost" if lost else None
+
+
+@contextmanager
+def _ray(workers: int) -> Iterator[Any]:
+    """Ray, connected and quiet; of a Ray that was started here nothing is left afterwards."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # A Ray listens on all interfaces and runs what it is told: this one, only by who knows the token.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.train.torch
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise RecipeError(f"--ray needs the package ray ({error}): pip install 'hopd[ray]'") from None
+    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        cores = max(workers, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if not address and 0 < gpus < workers:
+            raise RecipeError(f"--ray {workers} needs as many GPUs, and this machine has {gpus:g}")
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _go_to(directory: str) -> None:
+    """Ray starts workers in a directory of its own; paths of a recipe are meant from where hopd was started."""
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise RecipeError(
+            f"a node of the cluster cannot go to {directory} ({error.strerror}): start hopd in a directory that all "
+            "nodes share"
+        ) from None
+
+
+@contextmanager
+def _listening(board: Any, interruption: Interruption) -> Iterator[None]:
+    """Inside, a signal that the command line got reaches this worker."""
+    import ray
+
+    done = Event()
+
+    def listen() -> None:
+        while not done.wait(POLL_SECONDS):
+            if (signum := ray.get(board.signal.remote())) is not None:
+                return interruption.tell(signum)
+
+    Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+class _Lines:
+    """A file whose lines the command line prints."""
+
+    def __init__(self, board: Any):
+        self.board = board
+
+    def write(self, text: str) -> None:
+        import ray
+
+        ray.get(self.board.write.remote(text))
+
+    def flush(self) -> None: ...
