@@ -81,11 +81,11 @@ class Command:
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             try:
-                if b"TrainWorker" in (place / "cmdline").read_bytes():
-                    if f"{MARK}={self.mark}".encode() in (place / "environ").read_bytes():
-                        found.append(int(place.name))
-            except OSError:  # it has ended meanwhile
+                title, variables = ((place / name).read_bytes() for name in ("cmdline", "environ"))
+            except OSError:  # it has ended meanwhile, or is not ours
                 continue
+            if b"TrainWorker" in title and f"{MARK}={self.mark}".encode() in variables:
+                found.append(int(place.name))
         return sorted(found)
 
     def end(self) -> tuple[int, str, str]:
@@ -146,9 +146,7 @@ def test_a_worker_that_is_lost_too_often_ends_the_run_with_3_and_a_signal_saves_
     assert (recipe.parent / "run" / "checkpoints" / f"step-{complete[-1]:06d}").is_dir()
 
 
-def test_what_starting_again_would_not_help_ends_the_run_in_its_sentence(
-    cluster: dict[str, str], recipe: Path
-) -> None:
+def test_what_starting_again_would_not_help_ends_the_run_in_its_sentence(cluster: dict[str, str], recipe: Path) -> None:
     teacher = teacher_without("=", recipe.parent / "teacher")
     code, out, err = Command(recipe, "--ray", "1", f"--set=teacher.model={teacher}", variables=cluster).end()
     assert code == 2

@@ -62,7 +62,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
     if isinstance(result, Exception):
         if lost := _lost(getattr(result, "worker_failures", {})):
             raise WorkersLost(
-                f"{lost}, once more than --ray-restarts {restarts} allows; the checkpoints are whole: go on with --resume"
+                f"{lost}, once more than --ray-restarts {restarts} allows; checkpoints are whole: go on with --resume"
             ) from None
         raise result
     if result is None:
@@ -141,7 +141,6 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
             ended = _lost(worker_exceptions) or "; ".join(f"worker {r}: {e}" for r, e in worker_exceptions.items())
             ray.get(board.write.remote(f"ray: {ended}\n"))
 
-    gpus = ray.cluster_resources().get("GPU", 0) > 0
     given = {
         "board": board,
         "recipe": recipe,
@@ -152,7 +151,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
     return TorchTrainer(
         _work,
         train_loop_config=given,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
         run_config=RunConfig(
             name=recipe.name,
             storage_path=place,  # of Ray's own bookkeeping: checkpoints are the run's
@@ -195,15 +194,22 @@ def _ray(workers: int) -> Iterator[Any]:
     except ImportError as error:
         raise RecipeError(f"--ray needs the package ray ({error}): pip install 'hopd[ray]'") from None
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        cores = max(workers, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if not address and 0 < gpus < workers:
-            raise RecipeError(f"--ray {workers} needs as many GPUs, and this machine has {gpus:g}")
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            cores = max(workers, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    except ConnectionError as error:
+        raise RecipeError(f"no Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]})") from None
+    try:
+        has = ray.cluster_resources()
+        unit = "GPU" if "GPU" in has else "CPU"
+        if has[unit] < workers:
+            what = f"--ray {workers} needs as many {unit}s, and Ray has {has[unit]:g}"
+            if not address:
+                raise RecipeError(f"{what}; write --ray {has[unit]:g}, or RAY_ADDRESS for a cluster")
+            print(f"ray: {what}: waiting for more", flush=True)
         yield ray
     finally:
         ray.shutdown()

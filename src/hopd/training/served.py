@@ -58,6 +58,8 @@ def check_served(
             "write temperature: 1, or a local teacher"
         )
     what = f"teacher {name}".strip()
+    for server in teacher.client.plain_servers():
+        yield f"{what}: its key goes to {server} unencrypted; write https:// unless the way there is your own"
     gone: list[TeacherUnavailable] = []
     for server in teacher.source.servers:
         try:
