@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ __all__ = ["one", "train"]  # fixtures
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'hopd[ray]'")
 
 MARK = "HOPD_TEST_RAY"
-KEY = "sk-never-to-be-seen-2207"
 # A Ray for several commands, until its standard input is closed. It prints its address.
 CLUSTER = """
 import ray, sys
@@ -39,18 +39,18 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The variables that lead to a Ray which the commands did not start."""
-    mine = os.environ | {MARK: f"cluster of {os.getpid()}", "RAY_USAGE_STATS_ENABLED": "0", "HOPD_TEST_KEY": KEY}
+    mine = {MARK: f"cluster of {os.getpid()}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=mine,
+        env=os.environ | mine | {"RAY_USAGE_STATS_ENABLED": "0"},
     )
     assert process.stdin
     assert process.stdout
-    yield {"RAY_ADDRESS": process.stdout.readline().strip(), MARK: mine[MARK]}
+    yield mine | {"RAY_ADDRESS": process.stdout.readline().strip()}
     process.stdin.close()
     process.wait()
 
@@ -127,7 +127,7 @@ def test_a_worker_that_is_lost_too_often_ends_the_run_with_3_and_a_signal_saves_
     long = ("--ray", "2", "--set=training.steps=100000", "--set=checkpoint.every=2")
     command = Command(recipe, *long, "--ray-restarts", "0", variables=cluster)
     command.wait_for(3)
-    os.kill(command.workers()[0], signal.SIGKILL)
+    os.kill(command.workers()[-1], signal.SIGKILL)
     code, _, err = command.end()
     assert code == 3, err
     assert "was lost, once more than --ray-restarts 0 allows" in err

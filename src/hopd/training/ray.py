@@ -4,27 +4,30 @@ It knows nothing of a step: each worker makes the `Distiller` that a process of 
 were started again go on from the run's last checkpoint.
 """
 
+import io
 import logging
 import os
 import secrets
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
 from hopd.recipe import Recipe
+from hopd.training.board import Board, lost, reporter
 from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.files import RunDirectory
 from hopd.training.interruption import Interruption
 from hopd.training.preflight import preflight
 from hopd.training.progress import Progress
+from hopd.training.served import ELSEWHERE
 
 POLL_SECONDS = 0.5
 
@@ -56,50 +59,19 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
                 raise Interrupted(interruption.signal)
         _, text = ray.get(board.read.remote(None))
         print(text, end="", flush=True)
-        if error := ray.get(board.reason.remote()):
-            raise error
+        if errors := ray.get(board.errors.remote()):
+            # Processes that only heard of it say so; the one that knows more speaks for all.
+            raise max(errors, key=lambda error: str(error) != ELSEWHERE)
         (result,) = ended
     if isinstance(result, Exception):
-        if lost := _lost(getattr(result, "worker_failures", {})):
+        if gone := lost(getattr(result, "worker_failures", {})):
             raise WorkersLost(
-                f"{lost}, once more than --ray-restarts {restarts} allows; checkpoints are whole: go on with --resume"
+                f"{gone}, once more than --ray-restarts {restarts} allows; checkpoints are whole: go on with --resume"
             ) from None
         raise result
     if result is None:
         raise Interrupted(interruption.signal or 0)
     return int(result)
-
-
-class Board:
-    """An actor beside the command line: what it and the workers have to tell one another."""
-
-    def __init__(self) -> None:
-        self._text, self._signal = "", None
-        self._starts: Counter[int] = Counter()
-        self._errors: list[HopdError] = []
-
-    def write(self, text: str) -> None:
-        self._text += text
-
-    def read(self, signum: int | None) -> tuple[bool, str]:
-        """Takes the signal that the command line got, and gives whether workers run, and what they wrote."""
-        text, self._text, self._signal = self._text, "", signum or self._signal
-        return bool(self._starts), text
-
-    def start(self, rank: int) -> int | None:
-        """How often this worker was started before; or None, if the run has ended in an error that starting again
-        would not help."""
-        self._starts[rank] += 1
-        return None if self._errors else self._starts[rank] - 1
-
-    def signal(self) -> int | None:
-        return self._signal
-
-    def fail(self, error: HopdError) -> None:
-        self._errors.append(error)
-
-    def reason(self) -> HopdError | None:
-        return self._errors[0] if self._errors else None
 
 
 def _work(given: dict[str, Any]) -> int | None:
@@ -114,8 +86,9 @@ def _work(given: dict[str, Any]) -> int | None:
     sys.argv = given["command"]  # for environment.json
     try:
         _go_to(given["directory"])
+        recipe = Recipe.parse(yaml.safe_load(given["recipe"]))
         console = Console(file=_Lines(board), highlight=False) if first else None
-        run = Distiller(given["recipe"], resume=True, progress=Progress(quiet=not first, console=console))
+        run = Distiller(recipe, resume=True, progress=Progress(quiet=not first, console=console))
         with _listening(board, run.interruption):
             if starts:
                 run.progress.note(f"ray: the workers were started again ({starts} of {given['restarts']})")
@@ -131,19 +104,12 @@ def _work(given: dict[str, Any]) -> int | None:
 
 
 def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    class Reporter(UserCallback):
-        """Says why workers are started again."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            ended = _lost(worker_exceptions) or "; ".join(f"worker {r}: {e}" for r, e in worker_exceptions.items())
-            ray.get(board.write.remote(f"ray: {ended}\n"))
 
     given = {
         "board": board,
-        "recipe": recipe,
+        "recipe": recipe.yaml(),
         "directory": str(Path.cwd()),
         "command": sys.argv,
         "restarts": restarts,
@@ -156,7 +122,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
             name=recipe.name,
             storage_path=place,  # of Ray's own bookkeeping: checkpoints are the run's
             failure_config=FailureConfig(max_failures=restarts),
-            callbacks=[Reporter()],
+            callbacks=[reporter(board)],
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -168,15 +134,6 @@ def _fit(trainer: Any) -> Any:
         return trainer.fit().return_value
     except Exception as error:
         return error
-
-
-def _lost(failures: Mapping[int, Exception]) -> str | None:
-    """A sentence on the workers that ended without a word, where there are any: others fail in their wake."""
-    from ray.exceptions import RayActorError
-
-    causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
-    lost = [str(rank) for rank, cause in sorted(causes.items()) if isinstance(cause, RayActorError)]
-    return f"worker {', '.join(lost)} was lost" if lost else None
 
 
 @contextmanager
@@ -201,7 +158,10 @@ def _ray(workers: int) -> Iterator[Any]:
             cores = max(workers, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except ConnectionError as error:
-        raise RecipeError(f"no Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]})") from None
+        raise RecipeError(
+            f"no Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}); if it wants a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here too"
+        ) from None
     try:
         has = ray.cluster_resources()
         unit = "GPU" if "GPU" in has else "CPU"
@@ -245,15 +205,15 @@ def _listening(board: Any, interruption: Interruption) -> Iterator[None]:
         done.set()
 
 
-class _Lines:
+class _Lines(io.StringIO):
     """A file whose lines the command line prints."""
 
     def __init__(self, board: Any):
+        super().__init__()
         self.board = board
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         import ray
 
         ray.get(self.board.write.remote(text))
-
-    def flush(self) -> None: ...
+        return len(text)
