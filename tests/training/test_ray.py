@@ -13,18 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_faults import teacher_without
+from tests.teacher.test_server import KEY, Scripted, after_steps
 from tests.training.test_processes import RECIPE, STEPS, check_same, lines, one, train
+from tests.training.test_together import server
 
-__all__ = ["one", "train"]  # fixtures
+__all__ = ["one", "server", "train"]  # fixtures
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'hopd[ray]'")
 
 MARK = "HOPD_TEST_RAY"
-# A Ray for several commands, until its standard input is closed. It prints its address.
+# A Ray for several commands, until its standard input is closed. It prints its address, and where its files are.
 CLUSTER = """
 import ray, sys
-print(ray.init(address="local", num_cpus=2, include_dashboard=False).address_info["gcs_address"], flush=True)
+info = ray.init(address="local", num_cpus=2, include_dashboard=False).address_info
+print(info["gcs_address"], info["session_dir"], flush=True)
 sys.stdin.read()
 """
 
@@ -46,11 +48,12 @@ def cluster() -> Iterator[dict[str, str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | mine | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | mine | {"RAY_USAGE_STATS_ENABLED": "0", "HOPD_TEST_KEY": KEY},
     )
     assert process.stdin
     assert process.stdout
-    yield mine | {"RAY_ADDRESS": process.stdout.readline().strip()}
+    address, session = process.stdout.readline().split()
+    yield mine | {"RAY_ADDRESS": address, "SESSION": session}
     process.stdin.close()
     process.wait()
 
@@ -146,14 +149,29 @@ def test_a_worker_that_is_lost_too_often_ends_the_run_with_3_and_a_signal_saves_
     assert (recipe.parent / "run" / "checkpoints" / f"step-{complete[-1]:06d}").is_dir()
 
 
-def test_what_starting_again_would_not_help_ends_the_run_in_its_sentence(cluster: dict[str, str], recipe: Path) -> None:
-    teacher = teacher_without("=", recipe.parent / "teacher")
-    code, out, err = Command(recipe, "--ray", "1", f"--set=teacher.model={teacher}", variables=cluster).end()
-    assert code == 2
-    assert err.startswith("hopd: the loss is nan at response token ")
+def test_a_teacher_that_is_gone_ends_the_run_with_3_and_no_restart(
+    cluster: dict[str, str], server: Scripted, recipe: Path
+) -> None:
+    """One request of one worker fails. Ray ends all workers once one has ended: the first must have saved by then."""
+    served = f"teacher={{server: {server.url}, model: tiny, deadline: 0, api_key_env: HOPD_TEST_KEY}}"
+    changes = (f"--set={change}" for change in (served, "objective.estimator=sampled", "training.steps=100000"))
+    command = Command(recipe, "--ray", "2", "--set=checkpoint.every=100000", *changes, variables=cluster)
+    run = recipe.parent / "run"
+    after_steps(run, 2, lambda: server.tell("faults", ["server_error"]))
+    code, out, err = command.end()
+    assert code == 3, err
+    assert err.startswith("hopd: the teacher tiny has not scored: 1 attempts failed")
     assert len(err.splitlines()) == 1
     assert out.count("self-test:") == 1
-    assert not (recipe.parent / "run").exists()
+    assert "started again" not in out
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{len(lines(run)):06d}"]
+    assert all(keyed for _, _, keyed in server.log())
+    places = [run, Path(cluster["SESSION"])]
+    written = "".join(
+        file.read_text(errors="replace") for place in places for file in place.rglob("*") if file.is_file()
+    )
+    assert "HOPD_TEST_KEY" in written
+    assert KEY not in written + out + err
 
 
 def test_what_can_be_known_before_needs_no_ray(recipe: Path) -> None:
