@@ -60,8 +60,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
         _, text = ray.get(board.read.remote(None))
         print(text, end="", flush=True)
         if errors := ray.get(board.errors.remote()):
-            # Processes that only heard of it say so; the one that knows more speaks for all.
-            raise max(errors, key=lambda error: str(error) != ELSEWHERE)
+            raise errors[0]
         (result,) = ended
     if isinstance(result, Exception):
         if gone := lost(getattr(result, "worker_failures", {})):
@@ -99,6 +98,8 @@ def _work(given: dict[str, Any]) -> int | None:
     except Interrupted:
         return None
     except HopdError as error:
+        if str(error) == ELSEWHERE:  # the worker that knows more ends the run
+            return None
         ray.get(board.fail.remote(error))
         raise  # the others may wait for this worker: Ray ends them
 
