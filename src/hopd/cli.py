@@ -30,9 +30,18 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default)
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    ray: Annotated[int | None, typer.Option(metavar="N", min=1, help="On so many workers of Ray Train.")] = None,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="How often Ray starts the workers again.")] = 3,
 ) -> None:
     """Distil as the recipe says: check, then train. SIGTERM or Ctrl-C saves and stops."""
     from hopd.recipe import Recipe
+
+    if ray is not None:
+        from hopd.training.ray import train_on_ray
+
+        loaded = Recipe.load(recipe, overrides)
+        typer.echo(f"done: {train_on_ray(loaded, ray, ray_restarts, resume)} steps, {loaded.directory}/")
+        return
     from hopd.training.distiller import Distiller
     from hopd.training.preflight import preflight
 
@@ -272,8 +281,8 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 the teacher's server is gone,
-    128 + n stopped by signal n."""
+    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 the teacher's servers or Ray's
+    workers are gone, 128 + n stopped by signal n."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live line apart
     try:
         app()

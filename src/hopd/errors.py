@@ -33,6 +33,12 @@ class TeacherUnavailable(HopdError):
     exit_code = 3
 
 
+class WorkersLost(HopdError):
+    """Ray's workers ended without a word, more often than they may be started again."""
+
+    exit_code = 3
+
+
 class NonFiniteLoss(HopdError):
     """The loss is NaN or infinite; the message names the rollout."""
 

@@ -2,9 +2,14 @@
 
 import json
 import os
+import shutil
+import ssl
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.resources import files
 from pathlib import Path
 
@@ -245,6 +250,54 @@ def test_two_hundred_faults_leave_no_trace_in_the_weights(recipe, server, tmp_pa
     print("seconds lost:", sum(line["teacher_seconds_lost"] for line in metrics(stormy)))
 
 
+def after_steps(run, steps, act):
+    """Does it, in a thread, once so many steps of the run are complete."""
+
+    def wait():
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < steps:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_server_that_is_killed_and_comes_back_during_a_run_costs_time_alone(command, recipe, tmp_path):
+    servers = [Scripted()]
+    run, where = tmp_path / "runs" / "served", f"--set=teacher.server={servers[0].url}"
+
+    def replace():
+        servers[0].end()
+        servers.append(Scripted(port=servers[0].port))
+
+    try:
+        replacing = after_steps(run, 3, replace)
+        ended = command("train", recipe, where, "--set=training.steps=12", "--set=teacher.deadline=120")
+        replacing.join()
+        assert ended.code == 0, ended.err
+        assert command("train", recipe, where, "--set=training.steps=12", "--set=name=calm").code == 0
+    finally:
+        for server in servers:
+            server.end()
+    assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+    assert sum(line.get("teacher_faults_refused", 0) for line in metrics(run)) > 0
+    assert equal(weights(run), weights(tmp_path / "runs" / "calm"))
+
+
+def test_a_server_that_changes_its_weights_during_a_run_teaches_nothing_more(command, recipe, server, tmp_path):
+    run = tmp_path / "runs" / "served"
+    changing = after_steps(run, 3, lambda: server.tell("model", STUDENT))
+    try:
+        ended = command("train", recipe, "--set=training.steps=1000", "--set=teacher.deadline=0.5")
+        changing.join()
+    finally:
+        server.tell("model", TEACHER)
+    assert ended.code == 3
+    assert "it has other weights than at the run's start" in ended.err
+    assert sorted((run / "checkpoints").iterdir())[-1].name == f"step-{len(metrics(run)):06d}"
+
+
 def test_a_key_that_a_server_repeats_is_not_shown(command, recipe, server):
     server.tell("faults", ["rejected!"])
     ended = command("train", recipe)
@@ -283,6 +336,54 @@ def test_other_weights_after_a_stop_are_found_by_the_resume(command, recipe, ser
 def test_what_a_server_cannot_give_is_refused_before_the_run(recipe, settings, sentence):
     with pytest.raises(RecipeError, match=sentence):
         list(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+
+
+def test_a_key_that_would_go_to_another_machine_unencrypted_is_pointed_out(recipe, server):
+    def looks(*settings):
+        return "\n".join(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+
+    assert "unencrypted" not in looks()
+    other = f"http://0.0.0.0:{server.port}"  # this machine by a name that is not its loopback
+    assert f"its key goes to {other} unencrypted" in looks(f"teacher.server={other}")
+    assert "unencrypted" not in looks(f"teacher.server={other}", "teacher.api_key_env=null")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl, which is not installed")
+def test_a_certificate_that_nobody_vouches_for_gets_no_request(recipe, tmp_path):
+    asked = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+
+    certificate = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
+    subprocess.run(
+        ["openssl", *certificate, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with HTTPServer(("127.0.0.1", 0), Answers) as listening:
+        listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        address = f"https://127.0.0.1:{listening.server_port}"
+        settings = [f"teacher.server={address}", "teacher.deadline=0.2"]
+        with pytest.raises(TeacherUnavailable, match="certificate verify failed"):
+            list(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+        listening.shutdown()
+    assert not asked
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8000", "http://me:secret@host", "ftp://host", []])

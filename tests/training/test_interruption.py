@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_the_handlers_of_before_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with Interruption():
         assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_in_another_thread_is_told():
+    before, stopped = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with Interruption() as interruption:
+            interruption.tell(signal.SIGTERM)
+            with pytest.raises(Interrupted), interruption.welcome():
+                pytest.fail("what it was told was forgotten")
+            stopped.append(interruption.signal)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert stopped == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -149,6 +149,11 @@ class Client:
             raise RecipeError(f"the variable {self.source.api_key_env} holds no key: a key is one line of plain text")
         return key
 
+    def plain_servers(self) -> list[str]:
+        """Those on other machines to which the key goes without TLS."""
+        plain = [s for s in self.source.servers if s.startswith("http://") and not is_loopback(s)]
+        return plain if self.key() else []
+
     def _without_key(self, text: str) -> str:
         key = self.key()
         return text.replace(key, "[key]") if key else text

@@ -110,6 +110,7 @@ class Distiller:
             temperature=rollout.temperature,
             tokens_per_batch=recipe.training.tokens_per_batch,
         )
+        self.interruption = Interruption(together=self.processes.num_processes > 1)
         self.step = 0  # complete steps
         self.evaluated: dict[str, Any] | None = None  # the last evaluation, as it stands in evaluations.jsonl
         self._resumed = resumed
@@ -121,8 +122,7 @@ class Distiller:
         the deadline, after the complete steps have been saved.
         """
         self._open()
-        several = self.processes.num_processes > 1
-        with self.progress.run(self.recipe.name, self.step, self.total_steps), Interruption(several) as interruption:
+        with self.progress.run(self.recipe.name, self.step, self.total_steps), self.interruption as interruption:
             try:
                 self._evaluate_if_due(interruption)
                 while self.step < self.total_steps:
@@ -133,6 +133,7 @@ class Distiller:
             except (Interrupted, TeacherUnavailable):
                 self.ledger.give_up()
                 self._save()
+                self.processes.wait_for_everyone()  # a launcher ends all processes soon after the first has ended
                 raise
             finally:
                 self.processes.end_training()

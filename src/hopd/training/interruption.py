@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: the step under way is given up, what is complete is saved, the process exits."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,7 +14,9 @@ from hopd.errors import Interrupted
 
 class Interruption:
     """While it is entered, SIGTERM and SIGINT raise `Interrupted`, at once inside `welcome` and at its next entry
-    otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised."""
+    otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised.
+
+    Python gives signals to the main thread alone: in another thread somebody must `tell`."""
 
     def __init__(self, together: bool = False):
         self.together = together
@@ -21,7 +24,8 @@ class Interruption:
         self._welcome = False
 
     def __enter__(self) -> "Interruption":
-        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        taken = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {s: signal.signal(s, self._receive) for s in taken}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,8 +47,12 @@ class Interruption:
         if self.together and bool(reduce(torch.tensor(float(self.signal is not None), device=device)) > 0):
             raise Interrupted(self.signal or signal.SIGTERM)
 
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
+    def tell(self, signum: int) -> None:
+        """As if the signal had come, from any thread: raises nothing here."""
         self.signal = signum
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.tell(signum)
         self._raise_if_welcome()
 
     def _raise_if_welcome(self) -> None:

@@ -12,6 +12,8 @@ from hopd.rollout import Batch
 from hopd.teacher import ServerTeacher
 from hopd.teacher.fault import Fault, FaultKind, Losses
 
+ELSEWHERE = "another process could not reach its teacher"
+
 
 class ServedTeachers:
     """By name; of an only teacher the name is empty. `reduce` sums a tensor over the processes."""
@@ -30,7 +32,7 @@ class ServedTeachers:
                 failure = error
                 break
         if self.teachers and float(self.reduce(torch.tensor(float(failure is not None), device=self.device))):
-            raise failure or TeacherUnavailable("another process could not reach its teacher")
+            raise failure or TeacherUnavailable(ELSEWHERE)
 
     def metrics(self) -> dict[str, float]:
         """What faults cost since the last call."""
@@ -58,6 +60,8 @@ def check_served(
             "write temperature: 1, or a local teacher"
         )
     what = f"teacher {name}".strip()
+    for server in teacher.client.plain_servers():
+        yield f"{what}: its key goes to {server} unencrypted; write https:// unless the way there is your own"
     gone: list[TeacherUnavailable] = []
     for server in teacher.source.servers:
         try:
