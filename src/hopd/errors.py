@@ -27,10 +27,14 @@ class CheckpointError(HopdError):
     """A checkpoint cannot be written or read."""
 
 
-class TeacherUnavailable(HopdError):
-    """No server of a teacher has scored within the deadline: what is complete is saved, and a resumed run goes on."""
+class ServerUnavailable(HopdError):
+    """No server has answered within the deadline: what is complete is saved, and a resumed run goes on."""
 
     exit_code = 3
+
+
+class TeacherUnavailable(ServerUnavailable):
+    """No server of a teacher has scored."""
 
 
 class NonFiniteLoss(HopdError):

@@ -1,7 +1,7 @@
 """Where the models of a recipe come from: a directory or hub, the student's own base, servers."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -29,20 +29,20 @@ class AdaptersOff(Section):
     adapter_disabled: Literal[True]
 
 
-class ServerSource(Section):
-    """A teacher that a vLLM server holds, or several servers that hold the same one. Times are in seconds.
+class Servers(Section):
+    """One vLLM server, or several that hold the same model. Times are in seconds.
 
-    A request takes up to `sequences` sequences, and `concurrency` requests go to a server at once; one that fails is
-    sent again until `deadline`, first after about `backoff`, then after twice as long, and so on.
+    `concurrency` requests go to a server at once; one that fails is sent again until `deadline`, first after about
+    `backoff`, then after twice as long, and so on.
     """
 
+    where: ClassVar[str]  # in a recipe
+
     server: str | list[str]
-    model: str
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     timeout: float = Field(120.0, gt=0)
     deadline: float = Field(300.0, ge=0)
     backoff: float = Field(0.5, gt=0)
-    sequences: int = Field(16, ge=1)
     concurrency: int = Field(4, ge=1)
 
     @property
@@ -51,18 +51,28 @@ class ServerSource(Section):
         return [server.rstrip("/").removesuffix("/v1") for server in given]
 
     @model_validator(mode="after")
-    def _addresses(self) -> "ServerSource":
+    def _addresses(self) -> Self:
+        where = f"{self.where}.server"
         if not self.servers:
-            raise RecipeError("teacher.server is an empty list; write server: http://127.0.0.1:8000")
+            raise RecipeError(f"{where} is an empty list; write server: http://127.0.0.1:8000")
         for server in self.servers:
             parts = urlsplit(server)
             if parts.username or parts.password:
-                raise RecipeError("teacher.server must hold no user or password; write api_key_env: VARIABLE")
+                raise RecipeError(f"{where} must hold no user or password; write api_key_env: VARIABLE")
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise RecipeError(f"teacher.server is an address such as http://127.0.0.1:8000, got {server!r}")
+                raise RecipeError(f"{where} is an address such as http://127.0.0.1:8000, got {server!r}")
         if len(set(self.servers)) < len(self.servers):
-            raise RecipeError("teacher.server names the same address twice")
+            raise RecipeError(f"{where} names the same address twice")
         return self
+
+
+class ServerSource(Servers):
+    """A teacher that servers hold. A request takes up to `sequences` sequences."""
+
+    where: ClassVar[str] = "teacher"
+
+    model: str
+    sequences: int = Field(16, ge=1)
 
 
 # The tag of each kind; "<" keeps tags apart from the names of teachers.
