@@ -37,6 +37,10 @@ class TeacherUnavailable(ServerUnavailable):
     """No server of a teacher has scored."""
 
 
+class EngineError(HopdError):
+    """What a rollout engine gave is no sample of the student: of other weights, or not whole."""
+
+
 class NonFiniteLoss(HopdError):
     """The loss is NaN or infinite; the message names the rollout."""
 

@@ -1,4 +1,4 @@
-"""Where the models of a recipe come from: a directory or hub, the student's own base, servers."""
+"""Where the models of a recipe come from, a directory or hub, the student's own base, servers; and who decodes."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, nearest
 
 
 class Section(BaseModel):
@@ -99,3 +99,63 @@ class LoraSection(Section):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     targets: Literal["all-linear"] | list[str] = "all-linear"
+
+
+class NativeDecoding(Section):
+    """By hopd's own engine, with the student's weights themselves."""
+
+    kind: Literal["native"] = "native"
+
+
+class VllmDecoding(Section):
+    """By a vLLM beside the trainer. `memory` is its share of the device's memory; with `sleep` it gives it back while
+    the student is trained (GPUs only)."""
+
+    kind: Literal["vllm"]
+    memory: float = Field(0.4, gt=0, lt=1)
+    sleep: bool = True
+    eager: bool = False
+
+
+class VllmServers(Servers):
+    """By `vllm serve`. Weights go there by `nccl`, or as a `file` in a directory that trainer and servers both see."""
+
+    where: ClassVar[str] = "rollout.engine"
+
+    kind: Literal["vllm_server"]
+    weights: Literal["nccl", "file"]
+    directory: str | None = None
+    timeout: float = Field(1800.0, gt=0)
+    concurrency: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.weights == "file") != (self.directory is not None):
+            raise RecipeError(
+                "rollout.engine: weights: file needs a directory that trainer and servers see, and weights: nccl needs "
+                "none"
+            )
+        return self
+
+
+ENGINE_KINDS: dict[str, type[Section]] = {
+    "<native>": NativeDecoding,
+    "<vllm>": VllmDecoding,
+    "<vllm_server>": VllmServers,
+}
+
+
+def _engine_kind(source: Any) -> str:
+    kind = source.get("kind") if isinstance(source, Mapping) else getattr(source, "kind", None)
+    if f"<{kind}>" not in ENGINE_KINDS:
+        known = [tag.strip("<>") for tag in ENGINE_KINDS]
+        raise RecipeError(f"rollout.engine.kind is one of {', '.join(known)}, got {kind!r}{nearest(str(kind), known)}")
+    return f"<{kind}>"
+
+
+Decoding = Annotated[
+    Annotated[NativeDecoding, Tag("<native>")]
+    | Annotated[VllmDecoding, Tag("<vllm>")]
+    | Annotated[VllmServers, Tag("<vllm_server>")],
+    Discriminator(_engine_kind),
+]

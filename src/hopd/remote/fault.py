@@ -48,8 +48,8 @@ class Losses:
         return Losses(self.faults + other.faults, self.retries + other.retries, self.seconds + other.seconds)
 
     def metrics(self, whose: str, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """Of `whose` servers, "teacher" say: `teacher_retries`, `teacher_seconds_lost`, and `teacher_faults_KIND` of the
-        kinds that there were. `reduce` sums over the processes."""
+        """Of `whose` servers, "teacher" say: `teacher_retries`, `teacher_seconds_lost`, and `teacher_faults_KIND` of
+        the kinds that there were. `reduce` sums over the processes."""
         counts = [float(self.faults[kind]) for kind in FaultKind]
         summed = reduce(torch.tensor([self.retries, self.seconds, *counts], dtype=torch.float64, device=device))
         retries, seconds, *by_kind = summed.tolist()
