@@ -167,8 +167,8 @@ class Client:
         key = os.environ.get(self.source.api_key_env, "").strip()
         if not key:
             raise RecipeError(
-                f"{self.source.where}.api_key_env names the variable {self.source.api_key_env}, which is not set; export "
-                "it, or leave api_key_env out"
+                f"{self.source.where}.api_key_env names the variable {self.source.api_key_env}, which is not set; "
+                "export it, or leave api_key_env out"
             )
         if not key.isascii() or not key.isprintable():
             raise RecipeError(f"the variable {self.source.api_key_env} holds no key: a key is one line of plain text")

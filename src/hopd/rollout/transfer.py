@@ -38,10 +38,20 @@ def write_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
     temporary = directory / f".{WEIGHTS}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+        save_file(_apart(weights), temporary)
         os.replace(temporary, directory / WEIGHTS)
     except Exception as error:  # safetensors has error types of its own for a failed write
         raise RecipeError(f"the weights for the rollouts could not be written to {directory} ({error})") from error
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, tied ones each with a memory of its own, as safetensors wants it."""
+    apart, seen = {}, set[int]()
+    for name, tensor in weights.items():
+        here = tensor.detach().cpu().contiguous()
+        apart[name] = here.clone() if here.data_ptr() in seen else here
+        seen.add(here.data_ptr())
+    return apart
 
 
 class Control(Protocol):

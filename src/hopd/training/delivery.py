@@ -122,11 +122,10 @@ class Delivery:
 
     @torch.no_grad()
     def _weights(self) -> dict[str, Tensor]:
-        """Adapters merged, whole, in the engine's precision, by the names of a checkpoint, tied ones once. Empty where
-        this process fills no copy."""
+        """Adapters merged, whole, in the engine's precision, by the names of a checkpoint. Tied ones are there by both
+        names: vLLM would go on with the old vocabulary head. Empty where this process fills no copy."""
         whole = gathered(merged_state_dict(self.student.model), self._drives)
-        once = {tensor.data_ptr(): name for name, tensor in reversed(whole.items())}
-        weights = {name: whole[name].to(self.dtype) for name in reversed(once.values())}
+        weights = {name: tensor.to(self.dtype) for name, tensor in whole.items()}
         return revert_weight_conversion(self.student.model, weights) if weights else {}
 
     @torch.no_grad()
