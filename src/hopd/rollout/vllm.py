@@ -138,7 +138,7 @@ class VllmEngine:
         self.model.model.config.save_pretrained(directory)
         self.model.tokenizer.save_pretrained(directory)
         write_weights(weights, directory)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # its log would run through the progress
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its log would run through the progress
         options: dict[str, Any] = {}
         if self._on_gpu:
             # What goes from this process to vLLM's own is a handle to GPU memory, which only pickle can carry.
@@ -160,6 +160,7 @@ class VllmEngine:
                 max_num_seqs=self.rows,
                 gpu_memory_utilization=self.settings.memory,  # of a CPU's memory too
                 enforce_eager=self.settings.eager,
+                use_tqdm_on_load=False,
                 # Raw ones are of temperature 1; processed ones also come after top-k and top-p.
                 logprobs_mode="raw_logprobs" if self.temperature == 1 else "processed_logprobs",
                 **options,
