@@ -33,12 +33,12 @@ def sample(ids, params):
 
 
 class Handler(teacher.Handler):
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802
         if self.path == "/weight_info":
             return self.reply({"weight_version": state["version"]})
         super().do_GET()
 
-    def do_POST(self):
+    def do_POST(self):  # noqa: N802
         if self.path not in (GENERATE, "/collective_rpc", "/update_weight_version", "/reset_prefix_cache", "/refuse"):
             return super().do_POST()
         body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "null")

@@ -124,7 +124,7 @@ def test_a_fault_that_stays_is_an_error_never_a_rollout(server, delivery, prompt
 
 
 def test_nobody_listens(delivery, prompts):
-    with pytest.raises(ServerUnavailable, match="no rollout server has taken the new weights.*no connection"):
+    with pytest.raises(ServerUnavailable, match=r"no rollout server has taken the new weights.*no connection"):
         delivery("http://127.0.0.1:9", deadline=0.2).sample(prompts, 12, Sampling(), seed=3)
 
 
