@@ -1,4 +1,4 @@
-"""vLLM beside the trainer, in one environment with it: SmolLM2-135M is trained, and its rollouts stay the native ones."""
+"""vLLM beside the trainer, in one environment: SmolLM2-135M is trained, and its rollouts stay the native ones."""
 
 import json
 
