@@ -259,6 +259,13 @@ def test_what_cannot_work_is_refused_by_the_recipe(recipe, settings, sentence):
         Recipe.load(recipe, settings)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nccl_without_a_gpu_is_refused_before_the_run(recipe):
+    changed = Recipe.load(recipe, ["rollout.engine.weights=nccl", "rollout.engine.directory=null"])
+    with pytest.raises(RecipeError, match="write weights: file"):
+        list(preflight(Distiller(changed, progress=Progress(quiet=True))))
+
+
 def test_a_server_that_is_too_short_is_refused_before_the_run(recipe, server):
     server.tell("limit", 30)
     with pytest.raises(RecipeError, match="serve with --max-model-len"):

@@ -176,6 +176,11 @@ def test_other_weights_behind_the_runs_back_are_noticed(delivery, student, promp
         delivery.sample(prompts, 8, Sampling(), 0)
 
 
+def test_a_server_says_how_it_takes_weights(delivery, server):
+    list(delivery.check(longest=1024))
+    assert delivery.engine.transfer_of(server) is None
+
+
 def test_a_teacher_behind_it_scores_as_the_local_one_does(delivery, student, prompts, server):
     delivery.sample(prompts, 8, Sampling(), 0)  # it has the student's weights now
     batches = pack(NativeEngine(student).sample(prompts, 30, Sampling(), 0), [(0, 6)] * 4, 10_000)

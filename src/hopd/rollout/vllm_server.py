@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hopd.sources import VllmServers
 
 GENERATE = "/inference/v1/generate"
 HOW = "serve with VLLM_SERVER_DEV_MODE=1 in the environment and --enable-scale-out"
+NCCL = """--weight-transfer-config '{"backend": "nccl"}'"""
 Received = tuple[str, list[str]]  # the version of the weights, and the servers that have them
 
 
@@ -53,6 +55,11 @@ class VllmServerEngine:
 
     def check(self, longest: int) -> Iterator[str]:
         """Raises `RecipeError` for a server that is not set up for this, `ServerUnavailable` if none answers."""
+        if self.source.weights == "nccl" and not (find_spec("vllm") and torch.cuda.is_available()):
+            raise RecipeError(
+                "rollout.engine: weights: nccl goes from a GPU here, by vLLM (pip install 'hopd[vllm]'), and one of them "
+                "is missing; write weights: file, and a directory that trainer and servers see"
+            )
         gone: dict[str, Fault] = {}
         for server in self.source.servers:
             try:
@@ -64,6 +71,8 @@ class VllmServerEngine:
                     raise RecipeError(f"{server} cannot be used for rollouts ({fault}); {HOW}") from None
                 gone[server] = fault
                 continue
+            if self.source.weights == "nccl" and self.transfer_of(server) != "nccl":
+                raise RecipeError(f"{server} takes no weights by NCCL; {HOW}, and {NCCL}")
             limit = served.get("max_model_len")
             if limit is not None and longest > limit:
                 raise RecipeError(
@@ -77,6 +86,12 @@ class VllmServerEngine:
         how = "by NCCL" if self.source.weights == "nccl" else f"by a file in {self.source.directory}"
         well = [server for server in self.source.servers if server not in gone]
         yield f"rollouts: vLLM at {', '.join(well)}; weights go there {how} before each step"
+
+    def transfer_of(self, server: str) -> str | None:
+        """The weight transfer that it was started with. Raises `Fault`."""
+        with _strictly():
+            config = self.client.once(server, "GET", "/server_info?config_format=json")["vllm_config"]
+            return (config["weight_transfer_config"] or {}).get("backend")
 
     def receive(self, weights: Mapping[str, Tensor]) -> Received:
         """Raises `ServerUnavailable` if no server has them within the deadline."""
