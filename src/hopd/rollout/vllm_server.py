@@ -57,8 +57,8 @@ class VllmServerEngine:
         """Raises `RecipeError` for a server that is not set up for this, `ServerUnavailable` if none answers."""
         if self.source.weights == "nccl" and not (find_spec("vllm") and torch.cuda.is_available()):
             raise RecipeError(
-                "rollout.engine: weights: nccl goes from a GPU here, by vLLM (pip install 'hopd[vllm]'), and one of them "
-                "is missing; write weights: file, and a directory that trainer and servers see"
+                "rollout.engine: weights: nccl goes from a GPU here, by vLLM (pip install 'hopd[vllm]'), and one is "
+                "missing; write weights: file, and a directory that trainer and servers see"
             )
         gone: dict[str, Fault] = {}
         for server in self.source.servers:
