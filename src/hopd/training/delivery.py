@@ -65,15 +65,14 @@ class Delivery:
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
         self._deliver()
-        failure, made = 0.0, list[Rollout]()
+        failure: ServerUnavailable | None = None
+        made: list[Rollout] = []
         try:
             made = self.engine.sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
-        except ServerUnavailable:
-            failure = 1.0
-            if self.processes.num_processes == 1:
-                raise
-        if float(self.processes.reduce(torch.tensor(failure, device=self.processes.device), reduction="sum")):
-            raise ServerUnavailable("a process could not have its rollouts sampled")
+        except ServerUnavailable as error:
+            failure = error
+        if float(self._sum(torch.tensor(float(failure is not None), device=self.processes.device))):
+            raise failure or ServerUnavailable("another process could not have its rollouts sampled")
         self.engine.rest()
         return made
 
@@ -125,7 +124,7 @@ class Delivery:
         """Adapters merged, whole, in the engine's precision, by the names of a checkpoint. Tied ones are there by both
         names: vLLM would go on with the old vocabulary head. Empty where this process fills no copy."""
         whole = gathered(merged_state_dict(self.student.model), self._drives)
-        weights = {name: tensor.to(self.dtype) for name, tensor in whole.items()}
+        weights = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in whole.items()}
         return revert_weight_conversion(self.student.model, weights) if weights else {}
 
     @torch.no_grad()
