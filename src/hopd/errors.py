@@ -27,8 +27,8 @@ class CheckpointError(HopdError):
     """A checkpoint cannot be written or read."""
 
 
-class TeacherUnavailable(HopdError):
-    """No server of a teacher has scored within the deadline: what is complete is saved, and a resumed run goes on."""
+class ServerUnavailable(HopdError):
+    """No server has answered within the deadline: what is complete is saved, and a resumed run goes on."""
 
     exit_code = 3
 
@@ -37,6 +37,14 @@ class WorkersLost(HopdError):
     """Ray's workers ended without a word, more often than they may be started again."""
 
     exit_code = 3
+
+
+class TeacherUnavailable(ServerUnavailable):
+    """No server of a teacher has scored."""
+
+
+class EngineError(HopdError):
+    """What a rollout engine gave is no sample of the student: of other weights, or not whole."""
 
 
 class NonFiniteLoss(HopdError):

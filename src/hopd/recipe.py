@@ -7,7 +7,7 @@ value has a range.
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +16,17 @@ from hopd import horizon as horizons
 from hopd.errors import RecipeError, nearest
 from hopd.objective.objective import Objective
 from hopd.rollout.sampling import Sampling
-from hopd.sources import TEACHER_KINDS, AdaptersOff, LoraSection, ModelSource, Section, TeacherSource
+from hopd.sources import (
+    ENGINE_KINDS,
+    TEACHER_KINDS,
+    AdaptersOff,
+    Decoding,
+    LoraSection,
+    ModelSource,
+    NativeDecoding,
+    Section,
+    TeacherSource,
+)
 
 
 class _TaskSource(Section):
@@ -66,13 +76,16 @@ class GymSource(_TaskSource):
     options: dict[str, Any] = {}
 
 
+KINDS = TEACHER_KINDS | ENGINE_KINDS
 TASK_SOURCES = ("addition", "two_phase", "file", "reasoning_gym")
 TaskSource = Annotated[AdditionSource | TwoPhaseSource | FileSource | GymSource, Field(discriminator="source")]
 
 
 class RolloutSection(Section):
-    """A step samples `samples` rollouts of each of `prompts` prompts."""
+    """A step samples `samples` rollouts of each of `prompts` prompts. `mismatch_alarm`: nats a token by which engine
+    and learner may differ before the run says so; by default what rounding explains in the training's precision."""
 
+    engine: Decoding = NativeDecoding()
     prompts: int = Field(ge=1)
     samples: int = Field(1, ge=1)
     full_tokens: int = Field(ge=1)
@@ -82,10 +95,21 @@ class RolloutSection(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     rows: int = Field(64, ge=1)
+    mismatch_alarm: float | None = Field(None, gt=0)
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k)
+
+    @model_validator(mode="after")
+    def _known_log_probs(self) -> "RolloutSection":
+        cut = self.top_p < 1 or self.top_k > 0
+        if self.engine.kind != "native" and cut and self.temperature != 1:
+            raise RecipeError(
+                "rollout: vLLM gives log-probs before the temperature or after the cut, and training needs those "
+                "between; write temperature: 1, or no top_p and top_k, or engine: {kind: native}"
+            )
+        return self
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -259,8 +283,8 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        # The task's source and the teacher's kind stand in the location as tags, though nobody wrote them as keys.
-        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES and part not in TEACHER_KINDS]
+        # The kinds of task, teacher and engine stand in the location as tags, though nobody wrote them as keys.
+        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES and part not in KINDS]
         path = ".".join(keys) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
             *sections, key = problem["loc"]
@@ -278,13 +302,13 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
     for part in loc:
         inner = [_fields(s)[part] for s in sections if part in _fields(s)]
         tagged = [s for s in sections if issubclass(s, _TaskSource) and part in typing.get_args(_fields(s)["source"])]
-        tagged += [TEACHER_KINDS[part]] if part in TEACHER_KINDS else []
+        tagged += [KINDS[part]] if part in KINDS else []
         sections = tagged or [s for annotation in inner for s in _sections(annotation)] or sections
     return [key for section in sections for key in _fields(section)]
 
 
 def _fields(section: Any) -> Mapping[str, Any]:
-    return typing.get_type_hints(section)
+    return {name: hint for name, hint in typing.get_type_hints(section).items() if typing.get_origin(hint) != ClassVar}
 
 
 def _sections(annotation: Any) -> Iterator[Any]:

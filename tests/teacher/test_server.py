@@ -36,9 +36,11 @@ BOUND = 2e-5  # nats: the same weights in float32, in batches of other shapes
 class Scripted:
     """The process, and what one tells it."""
 
+    script = Path(__file__).with_name("scripted_server.py")
+
     def __init__(self, model=TEACHER, port=0):
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("scripted_server.py")), model, str(port)],
+            [sys.executable, str(self.script), model, str(port)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"HOPD_TEST_KEY": KEY},

@@ -19,7 +19,8 @@ from hopd.tasks import PromptSet, build_prompts
 
 
 class Evaluator:
-    """Knows the full length and not the horizon. Prompts are shared out over the processes."""
+    """Knows the full length and not the horizon. Prompts are shared out over the processes. `engine` samples from the
+    student; the native one, if there is none."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Evaluator:
         full_tokens: int,
         processes: Accelerator,
         teacher: LanguageModel | None = None,
+        engine: Engine | None = None,
     ):
         if settings.measure == "divergence" and teacher is None:
             raise RecipeError("evaluation.measure: divergence needs one local teacher; write measure: accuracy")
@@ -36,7 +38,7 @@ class Evaluator:
             prompts.task.score(next(iter(prompts.problems.values())), "")
         self.settings, self.prompts, self.student, self.teacher = settings, prompts, student, teacher
         self.full_tokens, self.processes = full_tokens, processes
-        self.engine = NativeEngine(student, settings.rows)
+        self.engine = engine or NativeEngine(student, settings.rows)
 
     def run(self) -> tuple[Accuracy | Divergence, Sequence[Rollout]]:
         """The measure, the same on every process, and the rollouts that it was taken from."""
@@ -65,7 +67,7 @@ class Evaluator:
 
     def _sample(self, engine: Engine, sampling: Sampling, samples: int) -> list[Rollout]:
         mine: Sequence[Prompt] = self.prompts.prompts[self.processes.process_index :: self.processes.num_processes]
-        made = engine.sample(mine, self.full_tokens, sampling, self.settings.seed, samples) if mine else []
+        made = engine.sample(mine, self.full_tokens, sampling, self.settings.seed, samples)
         order = {prompt.id: index for index, prompt in enumerate(self.prompts.prompts)}
         return sorted(gather_object(made), key=lambda r: (order[r.prompt.id], r.sample))
 

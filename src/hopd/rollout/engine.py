@@ -1,8 +1,12 @@
-"""What makes rollouts. The training loop and the evaluation know engines by this protocol only."""
+"""What makes rollouts. The training loop and the evaluation know engines by these protocols only."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
+from hopd.remote import Losses
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 
@@ -13,5 +17,37 @@ class Engine(Protocol):
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
         """`samples` rollouts of each prompt, of at most `max_tokens` response tokens: all of the first prompt's, then
-        all of the second's. The random numbers depend on `seed`, prompt id, sample and position, and nothing else."""
+        all of the second's; none of no prompts. The random numbers depend on `seed`, prompt id, sample and position,
+        and nothing else."""
+        ...
+
+
+class CopyEngine(Engine, Protocol):
+    """An engine that decodes with a copy of the student's weights.
+
+    With `shared`, all processes sample from one copy: the first one's `receive` fills it, and what that gives goes to
+    `adopt` on the others.
+    """
+
+    shared: bool
+    losses: Losses
+
+    def check(self, longest: int) -> Iterator[str]:
+        """A sentence for each look before a run whose longest prompt and full response make `longest` tokens. Raises a
+        `HopdError` for what cannot work."""
+        ...
+
+    def receive(self, weights: Mapping[str, Tensor]) -> Any:
+        """Decodes with these from now on. Names are those of a checkpoint."""
+        ...
+
+    def adopt(self, received: Any) -> None: ...
+
+    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " T-1"]]:
+        """For each holder of a copy, by a name for people: its log-probs, at temperature 1, of all tokens but the
+        first."""
+        ...
+
+    def rest(self) -> None:
+        """Until the next `receive` nothing is sampled: its memory can be used."""
         ...

@@ -50,6 +50,8 @@ class NativeEngine:
     ) -> list[Rollout]:
         """See `Engine.sample`. Raises `TaskError` for a prompt that leaves no room in the model's context."""
         context = self.model.context
+        if not prompts:
+            return []
         for prompt in prompts:
             if len(prompt.ids) == 0 or (context is not None and len(prompt.ids) >= context):
                 raise TaskError(

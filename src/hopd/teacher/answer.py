@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.teacher.fault import Fault, FaultKind
+from hopd.remote import Fault, FaultKind
 
 IMPOSSIBLE = -9998.0  # vLLM writes −9999 where the log-prob is −∞, which JSON cannot say
 

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hopd.errors import TeacherUnavailable
 from hopd.objective import Detail, Objective, SampledSignal, TopKSignal
+from hopd.remote import Client, Fault, FaultKind
 from hopd.rollout.batch import Batch
 from hopd.rollout.rollout import Rollout
 from hopd.sources import ServerSource
 from hopd.teacher.answer import Scores, read_answer
-from hopd.teacher.client import Client
-from hopd.teacher.fault import Fault, FaultKind
 
 PROBE = 32  # tokens, evenly spread over the vocabulary
 SAME_WEIGHTS = 0.05  # nats a token of the probe: more than half precision and another batch explain
@@ -31,7 +31,7 @@ class ServerTeacher:
     def __init__(self, source: ServerSource, objective: Objective, vocabulary: int):
         self.source, self.vocabulary = source, vocabulary
         self.top = objective.k if objective.needs == Detail.TOP_K else 0
-        self.client = Client(source)
+        self.client = Client(source, f"the teacher {source.model} has not scored", TeacherUnavailable)
         self.probe = torch.linspace(0, vocabulary - 1, min(PROBE, vocabulary)).long().tolist()
         self.fingerprint: Float[Tensor, " P"] | None = None
         self._fetched: dict[Rollout, Scores] = {}
@@ -80,7 +80,7 @@ class ServerTeacher:
             self._check_weights(probed)
             return scores
 
-        return self.client.score(requests, read)
+        return self.client.ask("/v1/completions", requests, read)
 
     def _check_weights(self, probed: Scores) -> None:
         if self.fingerprint is None:

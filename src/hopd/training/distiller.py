@@ -4,7 +4,7 @@ What a step is made of stands behind the nouns that this page names; what surrou
 comes after it.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -15,11 +15,12 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather
 from torch import Tensor
 
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
-from hopd.errors import CheckpointError, Interrupted, RecipeError, TeacherUnavailable
+from hopd.errors import CheckpointError, EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
+from hopd.rollout.build import build_engine
 from hopd.sources import AdaptersOff
 from hopd.tasks import build_prompts
 from hopd.teacher import Teacher
@@ -27,10 +28,12 @@ from hopd.teacher.build import build_teacher
 from hopd.training import checkpoint as checkpoints
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost
+from hopd.training.delivery import Delivery
 from hopd.training.files import RunDirectory
 from hopd.training.interruption import Interruption
 from hopd.training.learner import Learner
 from hopd.training.ledger import Account, Ledger, peak_memory
+from hopd.training.mismatch import mismatch_alarm
 from hopd.training.models import load_models
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
@@ -85,10 +88,10 @@ class Distiller:
         self.order = PromptOrder(self.prompts.prompts, rollout.prompts, recipe.seed)
         self.total_steps = self.order.steps(recipe)
         self.controller = controller or recipe.controller()
-        self.evaluator = self._evaluator()
 
         self.sharding = self._sharding()
-        self.engine = engine or NativeEngine(self.student, rollout.rows)
+        self.engine = engine or self._engine()
+        self.evaluator = self._evaluator()
         self.cost = PassCost.of(self.student)
         self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
         self.optimizer = MasterOptimizer(self.student.model, recipe.training, self.total_steps)
@@ -118,8 +121,9 @@ class Distiller:
     def train(self) -> Result:
         """Runs to the last step, from the last checkpoint if there is one.
 
-        Raises `Interrupted` on SIGTERM or Ctrl-C, and `TeacherUnavailable` if a teacher's servers do not answer within
-        the deadline, after the complete steps have been saved.
+        Raises `Interrupted` on SIGTERM or Ctrl-C, `ServerUnavailable` if a teacher's or the rollouts' servers do not
+        answer within the deadline, and `EngineError` if rollouts are not the student's, after the complete steps have
+        been saved.
         """
         self._open()
         with self.progress.run(self.recipe.name, self.step, self.total_steps), self.interruption as interruption:
@@ -130,7 +134,7 @@ class Distiller:
                     self._evaluate_if_due(interruption)
                     self._save_if_due()
                     interruption.agree(self.learner.reduce, self.processes.device)
-            except (Interrupted, TeacherUnavailable):
+            except (Interrupted, ServerUnavailable, EngineError):
                 self.ledger.give_up()
                 self._save()
                 self.processes.wait_for_everyone()  # a launcher ends all processes soon after the first has ended
@@ -169,8 +173,8 @@ class Distiller:
         size = self.recipe.training.mini_batch or len(prompts)
         shares = [prompts[start : start + size][rank::ranks] for start in range(0, len(prompts), size)]
         mine = [prompt for share in shares for prompt in share]
-        with self.ledger.phase("rollout"), self.sharding.whole():
-            made = self.engine.sample(mine, decision.tokens, rollout.sampling, seed, rollout.samples) if mine else []
+        with self.ledger.phase("rollout"), self.whole_to_decode():
+            made = self.engine.sample(mine, decision.tokens, rollout.sampling, seed, rollout.samples)
         lengths = [len(prompt.ids) for prompt in mine]
         self.ledger.add("rollout", self.cost.generate([(len(r.prompt.ids), r.length) for r in made], lengths))
         self.ledger.add(
@@ -184,7 +188,18 @@ class Distiller:
             taken += len(share) * rollout.samples
         return mini_batches
 
+    def whole_to_decode(self) -> AbstractContextManager[None]:
+        """Until the block ends, a sharded student is whole, if it is what the engine decodes with."""
+        return nullcontext() if isinstance(self.engine, Delivery) else self.sharding.whole()
+
     # What surrounds the loop.
+
+    def _engine(self) -> Engine:
+        engine = build_engine(self.recipe, self.student)
+        if isinstance(engine, NativeEngine):
+            return engine
+        dtype = torch.bfloat16 if self.recipe.training.precision == "bf16" else torch.float32
+        return Delivery(engine, self.student, self.sharding, self.processes, dtype)
 
     def _sharding(self) -> Sharding:
         part, parts, reduce = self.processes.process_index, self.processes.num_processes, self._reduce
@@ -227,7 +242,8 @@ class Distiller:
         if settings is None:
             return None
         prompts = build_prompts(settings.task, self.student.tokenizer, rollout.prompt_tokens, rollout.too_long)
-        return Evaluator(settings, prompts, self.student, rollout.full_tokens, self.processes, self.teachers.get(None))
+        teacher, engine = self.teachers.get(None), self.engine if isinstance(self.engine, Delivery) else None
+        return Evaluator(settings, prompts, self.student, rollout.full_tokens, self.processes, teacher, engine)
 
     def _open(self) -> None:
         """Brings the directory, the ledger and all state to the last checkpoint, or to the beginning."""
@@ -298,12 +314,14 @@ class Distiller:
             "seconds": work.training_seconds,
             "flops": work.training_flops,
             **self.learner.served.metrics(),
+            **(self.engine.metrics() if isinstance(self.engine, Delivery) else {}),
             "peak_memory": peak_memory(self.processes.device),
         }
+        alarm = mismatch_alarm(self.recipe, self.step, metrics["mismatch"])
         if self.processes.is_main_process:
-            self.directory.append("metrics", metrics)
+            self.directory.append("metrics", metrics | ({"alarm": alarm} if alarm else {}))
             self.directory.append("horizon", {"step": self.step, "tokens": decision.tokens, "reason": decision.reason})
-            self.progress.step(metrics, decision)
+            self.progress.step(metrics, decision, alarm)
         self.processes.log(metrics, self.step)
 
     def _commit(self) -> Account:

@@ -27,6 +27,9 @@ CHANGEABLE = (
     "training.attention",
     "training.sharding",
     "rollout.rows",
+    "rollout.mismatch_alarm",
+    *(f"rollout.engine.{key}" for key in ("server", "api_key_env", "timeout", "deadline", "backoff", "concurrency")),
+    *(f"rollout.engine.{key}" for key in ("weights", "directory", "memory", "sleep", "eager")),
     "output",
 )
 CHANGEABLE_SECTIONS = ("evaluation", "checkpoint", "trackers")

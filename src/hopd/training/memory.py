@@ -1,11 +1,15 @@
 """An estimate of a run's peak memory, from the sizes of its parts. It is arithmetic, not a measurement."""
 
+import os
 from dataclasses import dataclass
+
+import torch
 
 from hopd.model import LanguageModel
 from hopd.objective.head import CHUNK_BYTES
 from hopd.rollout.cache import BLOCK
 from hopd.rollout.decoding import decodes_packed
+from hopd.sources import VllmDecoding, VllmServers
 from hopd.training.distiller import Distiller
 
 GIB = 2**30
@@ -65,11 +69,21 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
 def rollout_bytes(run: Distiller, rows: int, tokens: int) -> float:
     """While `rows` rollouts decode up to `tokens` tokens: the cache, the logits, and weights packed for decoding."""
     student, element = run.student, run.student.model.dtype.itemsize
+    if isinstance(run.recipe.rollout.engine, VllmServers):
+        return 0.0
+    if isinstance(run.recipe.rollout.engine, VllmDecoding):
+        return run.recipe.rollout.engine.memory * _device_memory(student.device)
     longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
     # A layer's cache grows by copying, one layer at a time.
     positions = (longest + tokens + BLOCK) * (1 + 1 / student.config.num_hidden_layers)
     copies = element * student.model.num_parameters() if decodes_packed(student) else 0
     return rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies
+
+
+def _device_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _cache_bytes(model: LanguageModel, element: int) -> float:

@@ -16,13 +16,14 @@ from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Rollout, fold
 from hopd.rollout.decoding import decoding_note
 from hopd.teacher import LocalTeacher
+from hopd.training.delivery import Delivery
 from hopd.training.distiller import Distiller, check_trackers
 from hopd.training.ledger import Account
 from hopd.training.memory import estimate_memory
+from hopd.training.mismatch import alarm_threshold
 from hopd.training.served import check_served
 from hopd.training.statistics import StepStatistics
 
-MISMATCH = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
 STEPS_SHOWN = 500  # where the number of prompts is not known
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -43,7 +44,9 @@ def preflight(run: Distiller) -> Iterator[str]:
     yield from _check_served(run)
     if isinstance(run.engine, NativeEngine):
         yield decoding_note(run.student)
-    with run.sharding.whole():
+    if isinstance(run.engine, Delivery):
+        yield from run.engine.check(_longest(run))
+    with run.whole_to_decode():
         rollouts = run.engine.sample(
             _tiny_prompts(run),
             min(TINY_TOKENS, run.recipe.rollout.full_tokens),
@@ -141,8 +144,8 @@ def _check_objective(run: Distiller) -> None:
 
 
 def _check_context(run: Distiller) -> str:
-    longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
     full = run.recipe.rollout.full_tokens
+    longest = _longest(run) - full
     for model in (run.student, *run.teachers.values()):
         if model.context is not None and longest + full > model.context:
             raise RecipeError(
@@ -154,9 +157,13 @@ def _check_context(run: Distiller) -> str:
 
 
 def _check_served(run: Distiller) -> Iterator[str]:
-    longest = max(len(prompt.ids) for prompt in run.prompts.prompts) + run.recipe.rollout.full_tokens
     for name, teacher in run.learner.served.teachers.items():
-        yield from check_served(run.recipe, name, teacher, run.student, longest)
+        yield from check_served(run.recipe, name, teacher, run.student, _longest(run))
+
+
+def _longest(run: Distiller) -> int:
+    """Tokens of the longest prompt and a full response."""
+    return max(len(prompt.ids) for prompt in run.prompts.prompts) + run.recipe.rollout.full_tokens
 
 
 def _check_same_model_is_zero(run: Distiller, rollouts: list[Rollout]) -> str:
@@ -183,10 +190,10 @@ def _check_real_step(run: Distiller, rollouts: list[Rollout]) -> str:
     moved = run.sharding.most(run.optimizer.take_back(before), run.processes.device)
     run.ledger.pending = Account()
     loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
-    if not mismatch < MISMATCH[run.recipe.training.precision]:
+    if not mismatch <= alarm_threshold(run.recipe):
         raise ModelError(
-            f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, where rounding explains "
-            f"{MISMATCH[run.recipe.training.precision]:g}: what is sampled is not what is trained"
+            f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, above "
+            f"rollout.mismatch_alarm = {alarm_threshold(run.recipe):g}: what is sampled is not what is trained"
         )
     if loss == 0 or norm == 0 or moved == 0 or not math.isfinite(moved):
         raise ModelError(

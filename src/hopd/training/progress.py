@@ -20,6 +20,7 @@ class Progress:
         self.every_seconds = every_seconds
         self._live: Live | None = None
         self._tokens: int | None = None
+        self._alarmed = False
 
     @contextmanager
     def run(self, name: str, first: int, total: int) -> Iterator[None]:
@@ -37,8 +38,12 @@ class Progress:
             yield
         self._live = None
 
-    def step(self, metrics: dict[str, Any], decision: Decision) -> None:
-        """Shows a complete step; where there is no terminal, not more often than every few seconds."""
+    def step(self, metrics: dict[str, Any], decision: Decision, alarm: str | None = None) -> None:
+        """Shows a complete step; where there is no terminal, not more often than every few seconds. An alarm that goes
+        on is said once."""
+        if alarm and not self._alarmed:
+            self.note(alarm)
+        self._alarmed = alarm is not None
         if decision.tokens != self._tokens:
             if self._tokens is None or not self._grows_steadily(decision.tokens):
                 self.note(f"step {metrics['step']}: horizon {decision.reason}")

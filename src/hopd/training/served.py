@@ -8,9 +8,9 @@ from torch import Tensor
 from hopd.errors import ModelError, RecipeError, TeacherUnavailable
 from hopd.model import LanguageModel
 from hopd.recipe import Recipe
+from hopd.remote import Fault, FaultKind, Losses
 from hopd.rollout import Batch
 from hopd.teacher import ServerTeacher
-from hopd.teacher.fault import Fault, FaultKind, Losses
 
 ELSEWHERE = "another process could not reach its teacher"
 
@@ -40,7 +40,7 @@ class ServedTeachers:
             return {}
         losses = sum((teacher.client.losses for teacher in self.teachers.values()), Losses())
         self.forget_losses()
-        return losses.metrics(self.reduce, self.device)
+        return losses.metrics("teacher", self.reduce, self.device)
 
     def forget_losses(self) -> None:
         for teacher in self.teachers.values():

@@ -1,6 +1,6 @@
-"""Asks one server or several that hold the same teacher, and asks again where that can help.
+"""Asks one server or several that hold the same model, and asks again where that can help.
 
-It knows of requests, faults and waiting; what the scores are for, it does not know.
+It knows of requests, faults and waiting; what the answers are for, it does not know.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from hopd.errors import RecipeError, TeacherUnavailable
-from hopd.sources import ServerSource
-from hopd.teacher.fault import Fault, FaultKind, Losses
+from hopd.errors import RecipeError, ServerUnavailable
+from hopd.remote.fault import Fault, FaultKind, Losses
+from hopd.sources import Servers
 
 LONGEST_WAIT = 30.0  # seconds between two attempts, unless the server asks for more
 
@@ -26,24 +26,35 @@ Answer = TypeVar("Answer")
 
 @dataclass
 class Client:
-    """`losses` counts what went wrong. Raises `TeacherUnavailable` when the deadline of a request has passed."""
+    """`what` is asked: "the teacher NAME", say. `losses` counts what went wrong. Raises `unavailable` when the deadline
+    of a request has passed."""
 
-    source: ServerSource
+    source: Servers
+    what: str
+    unavailable: type[ServerUnavailable] = ServerUnavailable
     losses: Losses = field(default_factory=Losses)
     _rested: dict[str, float] = field(default_factory=dict)  # when a server that failed may be asked again
 
     def __post_init__(self) -> None:
         self._rested = dict.fromkeys(self.source.servers, 0.0)
 
-    def score(self, requests: Sequence[dict[str, Any]], read: Callable[[int, bytes], Answer]) -> list[Answer]:
-        """All requests, side by side; `read` turns the answer of the n-th into scores or raises `Fault`."""
+    def ask(
+        self,
+        path: str,
+        requests: Sequence[dict[str, Any]],
+        read: Callable[[int, bytes], Answer],
+        servers: Sequence[str] = (),
+    ) -> list[Answer]:
+        """All requests, side by side, shared out over the servers or the named ones; `read` turns the answer to the
+        n-th into what is wanted or raises `Fault`."""
 
         async def ask_all() -> list[Answer]:
-            free = asyncio.Semaphore(self.source.concurrency * len(self.source.servers))
+            among = list(servers) or self.source.servers
+            free = asyncio.Semaphore(self.source.concurrency * len(among))
 
             async def ask(n: int, request: dict[str, Any]) -> Answer:
                 async with free:
-                    return await self._until_answered(clients, n, request, read)
+                    return await self._until_answered(clients, among, n, path, request, read)
 
             async with _Clients(self) as clients:
                 tasks = [asyncio.ensure_future(ask(n, request)) for n, request in enumerate(requests)]
@@ -56,34 +67,48 @@ class Client:
 
         return _run(ask_all())
 
-    def models(self, server: str) -> list[dict[str, Any]]:
-        """What one server says that it serves. Raises `Fault`."""
+    def once(self, server: str, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
+        """One server's answer to one request, as JSON; None where it is empty. Raises `Fault`."""
 
         async def ask() -> bytes:
             async with _Clients(self) as clients:
-                return await self._send(clients[server], "GET", "/v1/models")
+                return await self._send(clients[server], method, path, content)
 
         body = _run(ask())
         try:
-            return list(httpx2.Response(200, content=body).json()["data"])
-        except (ValueError, KeyError, TypeError) as error:
+            return httpx2.Response(200, content=body).json() if body.strip() else None
+        except ValueError as error:
+            raise Fault(FaultKind.MALFORMED, f"its answer to {path} is not JSON") from error
+
+    def models(self, server: str) -> list[dict[str, Any]]:
+        """What one server says that it serves. Raises `Fault`."""
+        answer = self.once(server, "GET", "/v1/models")
+        try:
+            return list(answer["data"])
+        except (KeyError, TypeError) as error:
             raise Fault(FaultKind.MALFORMED, "its /v1/models is not a list of models") from error
 
     async def _until_answered(
-        self, clients: "_Clients", n: int, request: dict[str, Any], read: Callable[[int, bytes], Answer]
+        self,
+        clients: "_Clients",
+        servers: Sequence[str],
+        n: int,
+        path: str,
+        request: dict[str, Any],
+        read: Callable[[int, bytes], Answer],
     ) -> Answer:
         """Exponential back-off with jitter, by server: where another one is well, it is asked at once."""
         deadline = time.monotonic() + self.source.deadline
         failed = 0
         while True:
-            server, wait = self._next(n + failed)
+            server, wait = self._next(servers, n + failed)
             began = time.monotonic()
             await asyncio.sleep(wait)
             if wait:
                 self.losses.seconds += time.monotonic() - began
             began = time.monotonic()
             try:
-                answer = read(n, await self._send(clients[server], "POST", "/v1/completions", request))
+                answer = read(n, await self._send(clients[server], "POST", path, request))
                 self._rested[server] = 0.0
                 return answer
             except Fault as fault:
@@ -95,17 +120,17 @@ class Client:
                     rest = self.source.deadline + 1
                 now = time.monotonic()
                 self._rested[server] = now + rest
-                if now + self._next(n + failed)[1] > deadline:
-                    raise TeacherUnavailable(
-                        f"the teacher {self.source.model} has not scored: {failed} attempts failed, with a deadline of "
-                        f"{self.source.deadline:g} s; the last, at {server}: {fault}"
+                if now + self._next(servers, n + failed)[1] > deadline:
+                    raise self.unavailable(
+                        f"{self.what}: {failed} attempts failed, with a deadline of {self.source.deadline:g} s; the "
+                        f"last, at {server}: {fault}"
                     ) from None  # the causes hold requests, and these the key
                 self.losses.retries += 1
 
-    def _next(self, turn: int) -> tuple[str, float]:
+    def _next(self, servers: Sequence[str], turn: int) -> tuple[str, float]:
         """The server to ask, in turn among those that are well, or else the first that may be asked again; and the
         seconds until then."""
-        now, servers = time.monotonic(), self.source.servers
+        now = time.monotonic()
         well = [server for server in servers if self._rested[server] <= now]
         if well:
             return well[turn % len(well)], 0.0
@@ -142,8 +167,8 @@ class Client:
         key = os.environ.get(self.source.api_key_env, "").strip()
         if not key:
             raise RecipeError(
-                f"teacher.api_key_env names the variable {self.source.api_key_env}, which is not set; export it, or "
-                "leave api_key_env out"
+                f"{self.source.where}.api_key_env names the variable {self.source.api_key_env}, which is not set; "
+                "export it, or leave api_key_env out"
             )
         if not key.isascii() or not key.isprintable():
             raise RecipeError(f"the variable {self.source.api_key_env} holds no key: a key is one line of plain text")
@@ -172,7 +197,7 @@ class _Clients:
                 base_url=server,
                 headers={"authorization": f"Bearer {key}"} if key else {},
                 timeout=source.timeout,
-                trust_env=not is_loopback(server),  # no proxy of the environment stands before this machine itself
+                trust_env=not _is_loopback(server),  # no proxy of the environment stands before this machine itself
                 limits=httpx2.Limits(max_connections=None),
             )
             for server in source.servers
@@ -187,7 +212,7 @@ class _Clients:
         return self._open[server]
 
 
-def is_loopback(server: str) -> bool:
+def _is_loopback(server: str) -> bool:
     return urlsplit(server).hostname in ("127.0.0.1", "::1", "localhost")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong between a run and the server of its teacher, and how often it did."""
+"""What can go wrong between a run and a server, and how often it did."""
 
 import time
 from collections import Counter
@@ -20,11 +20,11 @@ class FaultKind(StrEnum):
     MALFORMED = "malformed"  # no JSON, or not the JSON that was asked for
     WRONG_LENGTH = "wrong_length"
     NOT_FINITE = "not_finite"  # NaN, null or infinite in place of a log-prob
-    OTHER_WEIGHTS = "other_weights"  # the probe's log-probs are not those that the run began with
+    OTHER_WEIGHTS = "other_weights"  # not those that the run began with, or last sent
 
 
 class Fault(Exception):
-    """One request that gave no scores. `retry_after` is what the server asked for, in seconds."""
+    """One request that gave no answer. `retry_after` is what the server asked for, in seconds."""
 
     def __init__(self, kind: FaultKind, sentence: str, retry_after: float = 0.0):
         super().__init__(sentence)
@@ -47,11 +47,11 @@ class Losses:
     def __add__(self, other: "Losses") -> "Losses":
         return Losses(self.faults + other.faults, self.retries + other.retries, self.seconds + other.seconds)
 
-    def metrics(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """`teacher_retries`, `teacher_seconds_lost`, and `teacher_faults_KIND` of the kinds that there were. `reduce`
-        sums over the processes."""
+    def metrics(self, whose: str, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Of `whose` servers, "teacher" say: `teacher_retries`, `teacher_seconds_lost`, and `teacher_faults_KIND` of
+        the kinds that there were. `reduce` sums over the processes."""
         counts = [float(self.faults[kind]) for kind in FaultKind]
         summed = reduce(torch.tensor([self.retries, self.seconds, *counts], dtype=torch.float64, device=device))
         retries, seconds, *by_kind = summed.tolist()
-        named = {f"teacher_faults_{kind}": int(n) for kind, n in zip(FaultKind, by_kind, strict=True) if n}
-        return {"teacher_retries": int(retries), "teacher_seconds_lost": seconds, **named}
+        named = {f"{whose}_faults_{kind}": int(n) for kind, n in zip(FaultKind, by_kind, strict=True) if n}
+        return {f"{whose}_retries": int(retries), f"{whose}_seconds_lost": seconds, **named}
