@@ -17,6 +17,7 @@ from hopd.objective import Objective
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling, pack
 from hopd.rollout.vllm_server import VllmServerEngine
 from hopd.sources import ServerSource, VllmServers
+from hopd.tasks.addition import prompt, scratchpad
 from hopd.teacher import LocalTeacher, ServerTeacher
 from hopd.training.delivery import Delivery
 from hopd.training.sharding import Sharding
@@ -26,7 +27,7 @@ from tests.vllm_server import VLLM_PYTHON, needs_vllm, vllm_server
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
 GREEDY = Sampling(temperature=0.0)
-LOG_PROBS = 1e-3  # nats a token, in float32; measured: 1e-5
+LOG_PROBS = 1e-4  # nats a token, in float32; measured: 1e-5
 ALPHA = 1e-3  # of a test that would fail by chance; the seeds are fixed, so it does not
 SAMPLES = 2000
 DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
@@ -79,7 +80,9 @@ def assert_same(made, expected):
 
 
 def test_greedy_rollouts_equal_the_native_engines_before_and_after_an_update(delivery, student, prompts):
-    """The prompts are in the server's prefix cache when the weights change."""
+    """A prompt of some blocks is in the server's prefix cache when the weights change."""
+    long = student.tokenizer(prompt(274, 581, 12) + scratchpad(274, 581, 12)).input_ids[:300]
+    prompts = [*prompts, Prompt(20, torch.tensor(long))]
     for change in (lambda: None, lambda: flatten(student, 1.0, 1), lambda: flatten(student, 1.0, 2)):
         change()
         made = delivery.sample(prompts, 60, GREEDY, 0)
@@ -123,11 +126,11 @@ def test_a_request_draws_the_same_whenever_it_is_asked_and_a_shorter_horizon_giv
 
 
 @torch.no_grad()
-def first_two(student, prompt):
+def first_two(student, asked):
     """The probabilities of the first token, and of the second whatever the first was (an end stays an end)."""
     vocabulary = student.head.vocabulary
-    first = student.model(input_ids=prompt.ids[None]).logits[0, -1].double().softmax(-1)
-    extended = torch.cat([prompt.ids.expand(vocabulary, -1), torch.arange(vocabulary)[:, None]], dim=1)
+    first = student.model(input_ids=asked.ids[None]).logits[0, -1].double().softmax(-1)
+    extended = torch.cat([asked.ids.expand(vocabulary, -1), torch.arange(vocabulary)[:, None]], dim=1)
     then = student.model(input_ids=extended).logits[:, -1].double().softmax(-1)
     going_on = torch.ones(vocabulary, dtype=torch.bool)
     going_on[list(student.stop_ids)] = False
@@ -148,10 +151,9 @@ def p_value(counts, probabilities):
 
 def test_sampled_tokens_have_the_students_distribution(delivery, student, prompts):
     flatten(student)
-    prompt = prompts[1]
-    first, second = first_two(student, prompt)
+    first, second = first_two(student, prompts[1])
     for engine in (delivery, NativeEngine(student, rows=512)):
-        made = engine.sample([prompt], 2, Sampling(), seed=11, samples=SAMPLES)
+        made = engine.sample(prompts[1:2], 2, Sampling(), seed=11, samples=SAMPLES)
         firsts = Counter(int(rollout.ids[0]) for rollout in made)
         seconds = Counter(int(rollout.ids[1]) if rollout.length > 1 else len(second) - 1 for rollout in made)
         ps = [p_value(firsts, first), p_value(seconds, second)]
