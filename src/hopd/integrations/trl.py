@@ -11,11 +11,11 @@ full length back after it. What it does not know: the divergence by position, wh
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from trl import DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer
 
 from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Controller, Decision, Evidence
@@ -42,15 +42,15 @@ class HorizonCallback(TrainerCallback, ExportableState):
         """Gives `trainer` this callback. Raises `RecipeError` where its horizon could not be controlled."""
         if not isinstance(trainer, DistillationTrainer):
             raise RecipeError(f"HorizonCallback controls TRL's DistillationTrainer, not {type(trainer).__name__}")
-        full_tokens = self.controller.full_tokens
-        if trainer.args.max_completion_length != full_tokens:
+        options, full_tokens = cast(DistillationConfig, trainer.args), self.controller.full_tokens
+        if options.max_completion_length != full_tokens:
             raise RecipeError(
                 f"the controller's full length is {full_tokens} tokens, TRL's max_completion_length is "
-                f"{trainer.args.max_completion_length}; they are the same thing, so write the same number"
+                f"{options.max_completion_length}; they are the same thing, so write the same number"
             )
-        if limits := [name for name in _LIMITS if name in (trainer.args.generation_kwargs or {})]:
+        if limits := [name for name in _LIMITS if name in (options.generation_kwargs or {})]:
             raise RecipeError(f"generation_kwargs sets {limits[0]}, which overrides the horizon; leave it out")
-        if trainer.args.restore_callback_states_from_checkpoint:
+        if options.restore_callback_states_from_checkpoint:
             raise RecipeError(
                 "restore_callback_states_from_checkpoint would make a new HorizonCallback, without its controller; "
                 "leave it off: this one restores its controller by itself"
@@ -64,7 +64,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
             self._limit(full_tokens)  # a step that was interrupted did not get to put it back
             return evaluation_loop(*args, **settings)
 
-        trainer.evaluation_loop = to_the_full_length
+        trainer.evaluation_loop = to_the_full_length  # type: ignore[method-assign]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
@@ -72,7 +72,8 @@ class HorizonCallback(TrainerCallback, ExportableState):
         if self.trainer is None:
             raise RecipeError("HorizonCallback knows no trainer; write callback.attach(trainer) before trainer.train()")
         if state.global_step > 0:
-            saved = state.stateful_callbacks.get(type(self).__name__)
+            states = cast(dict[str, Any], state.stateful_callbacks)
+            saved = states.get(type(self).__name__)
             if saved is None:
                 raise CheckpointError(
                     f"the checkpoint of step {state.global_step} was saved without HorizonCallback, so what its "
@@ -80,7 +81,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
                 )
             self.controller.load_state_dict(saved["attributes"]["controller"])
         if state.is_world_process_zero:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            _lines(args).parent.mkdir(parents=True, exist_ok=True)
             _rewind(_lines(args), state.global_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -126,7 +127,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
 
 
 def _lines(args: TrainingArguments) -> Path:
-    return Path(args.output_dir) / "horizon.jsonl"
+    return Path(str(args.output_dir)) / "horizon.jsonl"
 
 
 def _rewind(path: Path, step: int) -> None:
