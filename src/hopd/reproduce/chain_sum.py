@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hopd.quickstart.make import BATCH, DROPPED_CARRIES, Examples
+from hopd.quickstart.make import DROPPED_CARRIES, Examples
 from hopd.reproduce.horizons import HorizonComparison
 from hopd.reproduce.language import OPD, Setting, topd
 from hopd.reproduce.pairs import make_pair
@@ -15,7 +15,8 @@ from hopd.tasks.addition import DIGITS, LABELS, MODULUS, digits
 TERMS = 5  # of two digits: all sums lie between −MODULUS / 2 and MODULUS / 2
 OPTIONS = {"min_terms": TERMS, "max_terms": TERMS, "min_digits": 2, "max_digits": 2}
 SYMBOLS = "S -<>/"  # of its questions and answers, that the packaged models have no token for
-UPDATES = (400, 60)
+BATCH = 16
+UPDATES = (500, 60)
 RATES = (1e-3, 5e-4)
 
 # Problems of the dataset are numbered by seed + index: distillation has the first 8192, evaluation the 256 from 10,000
