@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hopd.quickstart.make import DROPPED_CARRIES, Examples
 from hopd.reproduce.horizons import HorizonComparison

@@ -28,8 +28,8 @@ def homogeneous(results: Results) -> Sequence[Claim]:
     return [
         Claim(
             "TOPD 0.1 ends within 1 point of OPD, and gets there at no more than 1/5 of the seconds",
-            f"OPD minus TOPD by seed: {', '.join(f'{points:+.1f}' for points in lost)} points; OPD's seconds over TOPD's "
-            f"to within 1 point of where OPD ends: {said(shares)}",
+            f"OPD minus TOPD by seed: {', '.join(f'{points:+.1f}' for points in lost)} points; OPD's seconds over "
+            f"TOPD's to within 1 point of where OPD ends: {said(shares)}",
             "holds"
             if max(lost) <= 100 * POINT and len(cheap) == len(lost)
             else "holds in part"

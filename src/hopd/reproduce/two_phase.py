@@ -22,6 +22,7 @@ SETTING = Setting(
     task={"source": "two_phase", "steps": STEPS, "size": 8192},
     held_out={"held_out": True},
     full_tokens=324,
+    prompts=16,
     problems=128,
 )
 
