@@ -8,7 +8,7 @@ from hopd.recipe import Recipe
 from hopd.reproduce.chain_sum import DROPPED_CARRIES, SETTING, SYMBOLS, examples, worked
 from hopd.tasks import addition, build_task
 
-LINE = re.compile(r"([a-e])(\d{3})([+-])(\d{3}):(\d{5})(\d{5})(\d{5})=(\d{3});")
+LINE = re.compile(r"([a-e])(\d{3})([+-])(\d{3}) [-+\d ]{15}:(\d{5})(\d{5})(\d{5})=(\d{3});")
 TASK = build_task(Recipe.load("recipes/quickstart.yaml", [f"task={dict(SETTING.task) | {'size': 200}}"]).task)
 
 

@@ -12,7 +12,7 @@ from hopd.tasks.addition import prompt, scratchpad
 
 STEPS = 24
 BATCH = 8
-UPDATES = (400, 50)
+UPDATES = (500, 50)
 RATES = (1e-3, 5e-4)
 
 # As many tokens a step as the quickstart has: half of the prompts.

@@ -17,6 +17,7 @@ STEPS = 6
 UPDATES = (350, 60)
 RATES = (1e-3, 5e-4)
 DROPPED_CARRIES, DOUBLED = 0.1, 0.5
+DISTILLED = 40  # steps of each variant
 
 SETTING = Setting(
     task={"source": "two_phase", "steps": STEPS, "size": 8192},
@@ -24,6 +25,7 @@ SETTING = Setting(
     full_tokens=324,
     prompts=16,
     problems=128,
+    training={"learning_rate": RATES[1], "schedule": "linear"},
 )
 
 
@@ -91,17 +93,19 @@ TWO_PHASE = HorizonComparison(
         f"An answer first adds {STEPS} times and then triples the sum {STEPS} times, about as many tokens each, 323 in "
         f"all. The teacher is the packaged one fine-tuned for {UPDATES[0]} updates; the student is that teacher, "
         f"fine-tuned for {UPDATES[1]} updates to forget a carry of an addition with probability {DROPPED_CARRIES:g} "
-        f"and to double a digit instead of tripling it with probability {DOUBLED:g}. OPD and POPD have the same number "
-        "of steps, TOPD twice as many; POPD begins with a tenth of the answer and has all of it after two thirds of "
-        "the steps. The teacher was to solve 95 % of held-out problems: 250 updates gave 91 % of 64, so they were "
-        f"raised to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, "
-        "one process on one core of a machine that had other work to do: tokens and FLOPs are exact."
+        f"and to double a digit instead of tripling it with probability {DOUBLED:g}. Each variant has {DISTILLED} "
+        f"steps of {SETTING.prompts} rollouts, at the learning rate that spoilt the student, {RATES[1]:g}, decaying to "
+        "zero. Rules for what we chose: the teacher must solve 95 % of held-out problems (250 updates gave 91 % of "
+        "64), OPD must end within 3 points of its teacher, and POPD begins with a tenth of the answer and has all of "
+        "it at half of the steps. A first round, of 16 steps at 1e-4, had left OPD at 50 % and POPD, which had all of "
+        "the answer in the last steps only, at 5 %; steps and rate were then changed with OPD alone in sight. "
+        f"Evaluated on {SETTING.problems} held-out problems. Seconds are the processor's, of training."
     ),
     plan={
-        "OPD": (OPD, 16, 4),
-        "POPD": ({"controller": "progressive", "start": 32, "increment": 27}, 16, 4),
-        "TOPD 0.25": (topd(0.25), 32, 32),
-        "TOPD 0.1": (topd(0.1), 32, 32),
+        "OPD": (OPD, DISTILLED, 5),
+        "POPD": ({"controller": "progressive", "start": 32, "increment": 15}, DISTILLED, 5),
+        "TOPD 0.25": (topd(0.25), DISTILLED, DISTILLED),
+        "TOPD 0.1": (topd(0.1), DISTILLED, DISTILLED),
     },
     setting=SETTING,
     make=make,
