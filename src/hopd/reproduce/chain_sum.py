@@ -32,8 +32,8 @@ SETTING = Setting(
 
 def worked(expression: str, rng: random.Random, drop_carry: float = 0.0) -> str:
     """The response to an expression: lines as those of `hopd.tasks.addition`, but with all terms that are left, of
-    which the first is taken in, mod 1000, where a minus makes the carry a borrow; a last one that takes the sum from 0 if it
-    is negative; the answer in tags. With the probability `drop_carry` each carry and borrow is forgotten. Of
+    which the first is taken in, mod 1000, where a minus makes the carry a borrow; a last line that takes the sum from 0
+    if it is negative; the answer in tags. With the probability `drop_carry` each carry and borrow is forgotten. Of
     `15 - 43 + 61`:
 
         a510-340 +160           :530201407100191=279;
