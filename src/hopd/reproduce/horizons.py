@@ -121,7 +121,7 @@ QUICKSTART = HorizonComparison(
         "Repeated addition with a scratchpad, 353 tokens an answer; student and teacher of 0.65M parameters "
         f"from the package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. "
         "What is to be learnt, addition with carry, is the same everywhere in an answer: the case for which "
-        "the paper expects TOPD to work. Seconds are those of training, on one core."
+        "the paper expects TOPD to work. Seconds are the processor's, of training."
     ),
     plan={
         "OPD": (OPD, 16, 2),
