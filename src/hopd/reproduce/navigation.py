@@ -131,7 +131,8 @@ the teacher one at the mismatch's angle, both {DISTANCE:g} away; success is to e
 seed has its own student and teachers. The rule for what the paper leaves open: REINFORCE must teach a policy its own
 task to 99 % of 1024 rollouts. When to stop is open too, so both are run: as soon as that is reached ("stopped at 99
 %"), and not before {KINDS["late"]} steps ("trained on"; added after one seed of the former had shown no failure).
-Distillation: 64 rollouts a step, Adam at 1e-3. The optimal teacher's standard deviation is a quarter of the scale."""
+Distillation: 64 rollouts a step, Adam at 1e-3. The optimal teacher's standard deviation is a quarter of the scale;
+its sequence-level signals had {STEPS_OF_DISTILLATION} steps at first, as all others, which left 0 to 20 %."""
 
 REMARKS = """How long the teacher was trained decides as much as the angle. Why was not measured."""
 
