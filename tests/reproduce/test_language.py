@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from hopd.reproduce import EXPERIMENTS, continuation, language, long_addition, pairs, reverse, segments, two_phase
+from hopd.reproduce import (
+    EXPERIMENTS,
+    chain_sum,
+    continuation,
+    language,
+    long_addition,
+    pairs,
+    reverse,
+    segments,
+    two_phase,
+)
 from hopd.reproduce.language import OPD, quickstart, student_after, topd, train
 
 SHORT = {"TOPD 0.1": (topd(0.1), 2, 1)}
@@ -55,7 +65,10 @@ def test_prefix_continuation(tmp_path):
         assert found["probe"]["rollouts"] == 8
 
 
-@pytest.mark.parametrize(("name", "module"), [("long-addition", long_addition), ("two-phase", two_phase)])
+MODULES = [("long-addition", long_addition), ("two-phase", two_phase), ("chain-sum", chain_sum)]
+
+
+@pytest.mark.parametrize(("name", "module"), MODULES)
 def test_models_are_made_once_for_all_seeds(name, module, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "UPDATES", (1, 1))
     monkeypatch.setattr(module, "BATCH", 2)

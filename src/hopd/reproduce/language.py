@@ -1,7 +1,8 @@
 """What the language experiments share: the quickstart's recipe with changes, run to its end or read if it was."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ HELD_OUT = 256  # problems of an evaluation: a share of 0.95 has a standard erro
 
 @dataclass(frozen=True)
 class Setting:
-    """Another task than the quickstart's, with the length of its answers and the prompts of a step. `held_out` are
-    the changes that make it the task of evaluation, on `problems` of it. Its student and teacher are made once, for
-    all seeds."""
+    """Another task than the quickstart's, with the length of its answers, the prompts of a step and what `training`
+    has otherwise. `held_out` are the changes that make it the task of evaluation, on `problems` of it. Its student and
+    teacher are made once, for all seeds."""
 
     task: Mapping[str, Any]
     held_out: Mapping[str, Any]
     full_tokens: int
     prompts: int = 32
     problems: int = HELD_OUT
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def models(self, work: Path) -> Path:
         """Where student and teacher lie; `work` is the folder of any seed."""
@@ -57,14 +59,16 @@ def quickstart(
     if setting:
         rollout = {"full_tokens": setting.full_tokens, "prompts": setting.prompts}
         changes |= {"task": dict(setting.task), "rollout": recipe.rollout.model_dump() | rollout}
+        changes["training"] = training | dict(setting.training)
         changes |= {role: {"model": str(setting.models(work) / role)} for role in ("student", "teacher")}
         evaluation["task"] = dict(setting.task) | dict(setting.held_out) | {"size": setting.problems}
     return recipe.with_changes(**changes, evaluation=evaluation)
 
 
 def train(recipe: Recipe) -> list[dict[str, Any]]:
-    """The evaluations of the run, each with its costs; a run that was interrupted goes on."""
-    result = Distiller(recipe, resume=True, progress=Progress(quiet=True)).train()
+    """The evaluations of the run, each with its costs; a run that was interrupted goes on. Seconds are the processor's:
+    other programs on the machine, and the experiment on its other core, add none."""
+    result = Distiller(recipe, resume=True, progress=Progress(quiet=True), clock=time.process_time).train()
     return list(result.directory.read("evaluations"))
 
 

@@ -51,8 +51,7 @@ LONG_ADDITION = HorizonComparison(
         f"for {UPDATES[0]} updates on up to {STEPS}; its student is that teacher, fine-tuned for {UPDATES[1]} updates "
         "to forget half of the carries. Steps are the quickstart's; POPD's start and increment are twice the "
         f"quickstart's, as the answers are twice as long. Evaluated on {SETTING.problems} held-out problems. What is "
-        "to be learnt is the same everywhere in an answer. Seconds are those of training, one process on one core of a "
-        "machine that had other work to do: tokens and FLOPs are exact."
+        "to be learnt is the same everywhere in an answer. Seconds are the processor's, of training."
     ),
     plan={
         "OPD": (OPD, 16, 8),

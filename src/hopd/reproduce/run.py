@@ -80,17 +80,17 @@ def _one_thread() -> None:
 def _prepare(experiment: Experiment, folder: Path, seed: int) -> str:
     shared = folder / f"seed-{seed}"
     shared.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    started = time.process_time()
     experiment.prepare(seed, shared)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     write_atomically(_prepared(folder, seed), json.dumps({"seconds": seconds}))
     return f"seed {seed} prepared in {seconds:.0f} s"
 
 
 def _run(experiment: Experiment, folder: Path, variant: str, seed: int) -> str:
-    started = time.perf_counter()
+    started = time.process_time()
     result = experiment.run(variant, seed, folder / f"seed-{seed}")
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     write_atomically(_result(folder, variant, seed), json.dumps(result | {"seconds": seconds}))
     return f"{variant}, seed {seed}: {seconds:.0f} s"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hopd.quickstart.make import BATCH, Examples, training_pairs
 from hopd.reproduce.experiment import Claim, Results
 from hopd.reproduce.figures import mean
-from hopd.reproduce.horizons import Costs, HorizonComparison, sooner
+from hopd.reproduce.horizons import HorizonComparison, said, times_sooner
 from hopd.reproduce.language import OPD, Setting, final, topd
 from hopd.reproduce.pairs import make_pair
 from hopd.tasks.addition import prompt
@@ -17,12 +17,15 @@ STEPS = 6
 UPDATES = (350, 60)
 RATES = (1e-3, 5e-4)
 DROPPED_CARRIES, DOUBLED = 0.1, 0.5
+DISTILLED = 40  # steps of each variant
 
 SETTING = Setting(
     task={"source": "two_phase", "steps": STEPS, "size": 8192},
     held_out={"held_out": True},
     full_tokens=324,
+    prompts=16,
     problems=128,
+    training={"learning_rate": RATES[1], "schedule": "linear"},
 )
 
 
@@ -45,15 +48,15 @@ def examples(rng: random.Random, drop_carry: float, double: float) -> Examples:
 NEAR = 0.03  # two standard errors of the difference of two accuracies near 0.97 on 128 problems, about
 
 
-def claims(results: Results, to_target: Costs) -> Sequence[Claim]:
+def claims(results: Results) -> Sequence[Claim]:
     accuracy = {name: final(runs) for name, runs in results.items()}
     opd = mean(accuracy["OPD"])
     untrained = mean([run["curve"][0]["accuracy"] for runs in results.values() for run in runs])
     short = {name: values for name, values in accuracy.items() if name.startswith("TOPD")}
     gained = {name: (mean(values) - untrained) / (opd - untrained) for name, values in short.items()}
-    said, reached = sooner(to_target)
+    times = times_sooner(results, "POPD")
+    reached = [ratio for ratio in times if ratio]
     matched = all(popd >= o - NEAR for popd, o in zip(accuracy["POPD"], accuracy["OPD"], strict=True))
-    every = len(reached) == len(accuracy["OPD"])
     return [
         Claim(
             "a short horizon that never moves fails where later behaviour is another phase",
@@ -67,9 +70,10 @@ def claims(results: Results, to_target: Costs) -> Sequence[Claim]:
         ),
         Claim(
             "POPD matches OPD, and sooner",
-            f"POPD minus OPD by seed: {', '.join(_points(accuracy))} points; to OPD's final accuracy: {said}",
+            f"POPD minus OPD by seed: {', '.join(_points(accuracy))} points; OPD's seconds over POPD's to OPD's final "
+            f"accuracy: {said(times)}",
             "holds"
-            if matched and every and min(reached) > 1
+            if matched and len(reached) == len(times) and min(reached) > 1
             else "holds in part"
             if matched or (reached and mean(reached) > 1)
             else "does not hold",
@@ -89,25 +93,30 @@ TWO_PHASE = HorizonComparison(
         f"An answer first adds {STEPS} times and then triples the sum {STEPS} times, about as many tokens each, 323 in "
         f"all. The teacher is the packaged one fine-tuned for {UPDATES[0]} updates; the student is that teacher, "
         f"fine-tuned for {UPDATES[1]} updates to forget a carry of an addition with probability {DROPPED_CARRIES:g} "
-        f"and to double a digit instead of tripling it with probability {DOUBLED:g}. OPD and POPD have the same number "
-        "of steps, TOPD twice as many; POPD begins with a tenth of the answer and has all of it after two thirds of "
-        "the steps. The teacher was to solve 95 % of held-out problems: 250 updates gave 91 % of 64, so they were "
-        f"raised to {UPDATES[0]}. Evaluated on {SETTING.problems} held-out problems. Seconds are those of training, "
-        "one process on one core of a machine that had other work to do: tokens and FLOPs are exact."
+        f"and to double a digit instead of tripling it with probability {DOUBLED:g}. Each variant has {DISTILLED} "
+        f"steps of {SETTING.prompts} rollouts, at the learning rate that spoilt the student, {RATES[1]:g}, decaying to "
+        "zero. Rules for what we chose: the teacher must solve 95 % of held-out problems (250 updates gave 91 % of "
+        "64), OPD must end within 3 points of its teacher, and POPD begins with a tenth of the answer and has all of "
+        "it at half of the steps. A first round, of 16 steps at 1e-4, had left OPD at 50 % and POPD, which had all of "
+        "the answer in the last steps only, at 5 %; steps and rate were then changed with OPD alone in sight. "
+        f"Evaluated on {SETTING.problems} held-out problems. Seconds are the processor's, of training."
     ),
     plan={
-        "OPD": (OPD, 16, 4),
-        "POPD": ({"controller": "progressive", "start": 32, "increment": 27}, 16, 4),
-        "TOPD 0.25": (topd(0.25), 32, 32),
-        "TOPD 0.1": (topd(0.1), 32, 32),
+        "OPD": (OPD, DISTILLED, 5),
+        "POPD": ({"controller": "progressive", "start": 32, "increment": 15}, DISTILLED, 5),
+        "TOPD 0.25": (topd(0.25), DISTILLED, DISTILLED),
+        "TOPD 0.1": (topd(0.1), DISTILLED, DISTILLED),
     },
     setting=SETTING,
     make=make,
     claims=claims,
     remarks=(
-        "OPD itself is only halfway to its teacher after these steps, and POPD has had the whole answer in the last "
-        "few of them only. More steps were not tried, so that POPD falls behind here says little of where it would "
-        "end. Evaluations gave nothing for the short horizons at any seed: the first half alone never makes an answer "
-        "right."
+        "The short horizons make next to no answer right. OPD was to end within 3 points of its teacher, and does so "
+        "with one seed of three (1.6, 3.9 and 3.9 points); it still gained a little at the end. POPD is behind at "
+        "equal steps and at equal cost: it sees the second phase from a quarter of the steps on, and all of it from "
+        "half of them on, while the learning rate falls. It was still rising at the end; whether it catches up with "
+        "more steps or a constant rate was not tried. Our guess at why this differs from the obstacle: a digit is "
+        "tripled as well after a wrong sum as after a right one, so that full rollouts waste nothing on what comes "
+        "late."
     ),
 )

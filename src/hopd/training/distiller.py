@@ -4,6 +4,8 @@ What a step is made of stands behind the nouns that this page names; what surrou
 comes after it.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -56,8 +58,9 @@ class Result:
 class Distiller:
     """A run of a recipe: `Distiller(recipe).train()`; `hopd train` runs the preflight first.
 
-    `controller`, `engine` and `teacher` may be your own; each is otherwise made as the recipe says. Raises a
-    `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
+    `controller`, `engine` and `teacher` may be your own; each is otherwise made as the recipe says. `clock` is the
+    ledger's: time.process_time counts the processor's seconds. Raises a `HopdError`, with one sentence, for anything in
+    the recipe or its data that cannot work.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Distiller:
         engine: Engine | None = None,
         teacher: Teacher | None = None,
         progress: Progress | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         check_trackers(recipe)
         self.recipe, rollout = recipe, recipe.rollout
@@ -93,7 +97,7 @@ class Distiller:
         self.engine = engine or self._engine()
         self.evaluator = self._evaluator()
         self.cost = PassCost.of(self.student)
-        self.ledger = Ledger(self.directory.path / "ledger.json", writes=self.processes.is_main_process)
+        self.ledger = Ledger(self.directory.path / "ledger.json", self.processes.is_main_process, clock)
         self.optimizer = MasterOptimizer(self.student.model, recipe.training, self.total_steps)
         self._use_attention(resumed.state.get("attention") if resumed else None)  # in the precision that it trains in
         if recipe.training.gradient_checkpointing:
