@@ -81,7 +81,7 @@ TEACHER_KINDS: dict[str, type[Section]] = {"<model>": ModelSource, "<base>": Ada
 
 def _kind(source: Any) -> str:
     """Each kind has a key of its own."""
-    keys = source if isinstance(source, Mapping) else type(source).model_fields
+    keys = source if isinstance(source, Mapping) else getattr(type(source), "model_fields", ())
     return "<server>" if "server" in keys else "<base>" if "adapter_disabled" in keys else "<model>"
 
 
