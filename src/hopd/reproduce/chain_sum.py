@@ -41,7 +41,8 @@ def worked(expression: str, rng: random.Random, drop_carry: float = 0.0) -> str:
         <answer>33</answer>
     """
     first, *rest = expression.split()
-    value, lines = int(first), []
+    value = int(first)
+    lines: list[str] = []
 
     def line(a: int, left: Sequence[tuple[str, int]]) -> int:
         (sign, b), carry, columns, total = left[0], 0, [], 0
