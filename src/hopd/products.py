@@ -37,7 +37,7 @@ def _put_back(layer: nn.Linear, forward: Any) -> None:
     if forward is None:
         del layer.forward
     else:
-        layer.forward = forward
+        layer.forward = forward  # type: ignore[method-assign]
 
 
 def linear(

@@ -197,7 +197,7 @@ class _Clients:
                 base_url=server,
                 headers={"authorization": f"Bearer {key}"} if key else {},
                 timeout=source.timeout,
-                trust_env=not _is_loopback(server),  # no proxy of the environment stands before this machine itself
+                trust_env=not is_loopback(server),  # no proxy of the environment stands before this machine itself
                 limits=httpx2.Limits(max_connections=None),
             )
             for server in source.servers
@@ -212,7 +212,7 @@ class _Clients:
         return self._open[server]
 
 
-def _is_loopback(server: str) -> bool:
+def is_loopback(server: str) -> bool:
     return urlsplit(server).hostname in ("127.0.0.1", "::1", "localhost")
 
 

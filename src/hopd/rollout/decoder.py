@@ -59,9 +59,10 @@ class Decoder:
     ) -> Float[Tensor, "R D"]:
         """The last hidden state of one more token a row; row r looks at its cache from `first[r]` on."""
         x, added, end = self.embedding[tokens], None, cache.get_seq_length()
-        for layer, cached in zip(self.layers, cache.layers, strict=True):
+        growing: Sequence[Any] = cache.layers
+        for layer, cached in zip(self.layers, growing, strict=True):
             qkv = layer.qkv(kernels.norm(x, layer.before_attention, self.eps, added))
-            keys, values = cached.extend(1)  # type: ignore[attr-defined]
+            keys, values = cached.extend(1)
             mixed = kernels.attend(qkv, keys, values, *angles, first, end, self.scale, layer.query_norm)
             gate_up = layer.gate_up(kernels.norm(x, layer.before_mlp, self.eps, layer.output(mixed)))
             added = layer.down(kernels.swiglu(*gate_up.chunk(2, dim=-1)))
@@ -114,6 +115,6 @@ def _read(layer: Any, rows: int) -> _Layer:
 
 def _joined(*linears: nn.Linear, rows: int) -> Projection:
     """Several linear layers of one input as one product, their outputs side by side."""
-    weight = torch.cat([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     return for_decoding(weight, torch.cat(biases) if biases else None, rows)
