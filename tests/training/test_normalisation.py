@@ -160,7 +160,7 @@ def test_packing_keeps_every_loss_token_once_and_its_budget(lengths, budget, who
 
 
 def train(directory, name, processes, *overrides):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29517"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     settings = {
         "name": name,
         "output": str(directory),
