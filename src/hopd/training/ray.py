@@ -105,9 +105,7 @@ def _work(given: dict[str, Any]) -> int | None:
 
 
 def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
+    train = ray.train
     given = {
         "board": board,
         "recipe": recipe.yaml(),
@@ -115,16 +113,16 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
         "command": sys.argv,
         "restarts": restarts,
     }
-    return TorchTrainer(
+    return train.torch.TorchTrainer(
         _work,
         train_loop_config=given,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
-        run_config=RunConfig(
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
+        run_config=train.RunConfig(
             name=recipe.name,
             storage_path=place,  # of Ray's own bookkeeping: checkpoints are the run's
-            failure_config=FailureConfig(max_failures=restarts),
+            failure_config=train.FailureConfig(max_failures=restarts),
             callbacks=[reporter(board)],
-            logging_config=LoggingConfig(log_level="CRITICAL"),
+            logging_config=train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
