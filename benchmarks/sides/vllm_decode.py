@@ -1,5 +1,6 @@
 """vLLM, in an environment of its own: this file imports nothing of hopd."""
 
+import os
 from typing import Any
 
 from benchmarks.sides.work import read_prompts
@@ -7,6 +8,7 @@ from benchmarks.turns import Turns
 
 
 def run(case: dict[str, Any], turns: Turns) -> None:
+    os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # of two cores it would leave one idle
     from vllm import LLM, SamplingParams
 
     prompts = read_prompts(case["prompts"])
