@@ -14,7 +14,7 @@ test: .venv/.dev
 
 # What needs a real vLLM (for CPUs), which has an environment of its own, with hopd in it.
 test-vllm: .venv-vllm/.installed
-	HOPD_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python .venv-vllm/bin/python -m pytest -m vllm
+	HOPD_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python .venv-vllm/bin/python -m pytest -m vllm tests/rollout
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

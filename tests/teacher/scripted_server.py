@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/log":
             return self.reply(state["log"])
-        self.reply({"data": [{"id": "tiny", "max_model_len": 512}]})
+        self.reply({"data": [{"id": "tiny", "max_model_len": state.get("limit", 4096)}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
