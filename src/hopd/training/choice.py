@@ -11,7 +11,7 @@ from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention, mat
 from hopd.model import LanguageModel
 
 MARGIN = 1.25  # by how much products must be faster to be taken: a choice that a busy moment decides helps nobody
-WORTH_CHOOSING_SECONDS = 5e-3  # below this attention is no term of a step
+WORTH_CHOOSING_SECONDS = 60e-3  # of all layers; below this attention is no term of a step, and noise would choose
 
 
 def choose_attention(model: LanguageModel, length: int, tokens: int) -> tuple[str, str]:
@@ -32,7 +32,7 @@ def choose_attention(model: LanguageModel, length: int, tokens: int) -> tuple[st
     calls = {SDPA: sdpa_attention_forward, MATMUL: matmul_attention}
     seconds = {name: _seconds(call, layer, q, k, v) for name, call in calls.items()}
     chosen = SDPA
-    if seconds[SDPA] > WORTH_CHOOSING_SECONDS and seconds[SDPA] > MARGIN * seconds[MATMUL]:
+    if config.num_hidden_layers * seconds[SDPA] > WORTH_CHOOSING_SECONDS and seconds[SDPA] > MARGIN * seconds[MATMUL]:
         chosen = MATMUL
     times = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
     what = f"a layer's forward and backward pass of {rows} × {length} tokens in {str(dtype).removeprefix('torch.')}"
