@@ -6,7 +6,6 @@ import pytest
 
 from hopd.reproduce import (
     EXPERIMENTS,
-    chain_sum,
     continuation,
     language,
     long_addition,
@@ -65,7 +64,7 @@ def test_prefix_continuation(tmp_path):
         assert found["probe"]["rollouts"] == 8
 
 
-MODULES = [("long-addition", long_addition), ("two-phase", two_phase), ("chain-sum", chain_sum)]
+MODULES = [("long-addition", long_addition), ("two-phase", two_phase)]
 
 
 @pytest.mark.parametrize(("name", "module"), MODULES)

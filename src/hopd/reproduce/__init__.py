@@ -1,6 +1,5 @@
 """The paper's experiments, run again at a size that two cores can do, each with a page that says what held."""
 
-from hopd.reproduce.chain_sum import CHAIN_SUM
 from hopd.reproduce.continuation import PrefixContinuation
 from hopd.reproduce.experiment import Experiment
 from hopd.reproduce.horizons import QUICKSTART
@@ -22,7 +21,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         QUICKSTART,
         LONG_ADDITION,
         TWO_PHASE,
-        CHAIN_SUM,
         PrefixContinuation(),
         ReverseDistillation(),
         SegmentAblation(),
