@@ -23,7 +23,6 @@ lint: .venv/.dev
 
 # Against vLLM too, if VLLM is the Python of an environment that has it.
 bench: .venv/.dev
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
 
 # The paper's experiments, each with a page in docs/results. What has been run is not run again.
