@@ -251,8 +251,8 @@ def reproduce(
             raise RecipeError(
                 f"there is no experiment {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
             )
-    for name in names or EXPERIMENTS:
-        typer.echo(f"{run(EXPERIMENTS[name], work, out, seeds, log=typer.echo)}")
+    for page in run([EXPERIMENTS[name] for name in names or EXPERIMENTS], work, out, seeds, log=typer.echo):
+        typer.echo(page)
 
 
 @app.command()

@@ -81,6 +81,12 @@ def test_success_is_to_end_at_the_target_without_touching_the_obstacle():
         HARD.success(rollouts[:, :10])
 
 
+def test_a_margin_makes_the_obstacle_larger_and_none_appear():
+    beside = HARD.target / 2 + torch.tensor([[[-1.6, 1.6]]])  # 2.26 from the middle of a disc of radius 2
+    assert [bool(HARD.hits(beside, margin)) for margin in (0.0, 0.2, 0.3)] == [False, False, True]
+    assert not Course(45.0).hits(Course(45.0).target[None, None] / 2, margin=0.3)
+
+
 @pytest.mark.parametrize("angle", [30.0, 90.0])
 def test_the_optimal_policy_arrives(angle):
     course = Course(angle, task=1.0)

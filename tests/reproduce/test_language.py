@@ -7,6 +7,7 @@ import pytest
 from hopd.reproduce import (
     EXPERIMENTS,
     continuation,
+    count_bits,
     language,
     long_addition,
     pairs,
@@ -64,7 +65,7 @@ def test_prefix_continuation(tmp_path):
         assert found["probe"]["rollouts"] == 8
 
 
-MODULES = [("long-addition", long_addition), ("two-phase", two_phase)]
+MODULES = [("long-addition", long_addition), ("two-phase", two_phase), ("count-bits", count_bits)]
 
 
 @pytest.mark.parametrize(("name", "module"), MODULES)

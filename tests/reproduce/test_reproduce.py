@@ -37,7 +37,7 @@ class Squares:
 
 def test_what_is_there_is_not_run_again(tmp_path):
     work, out, said = tmp_path / "work", tmp_path / "out", []
-    page = reproduce(Squares(), work, out, log=said.append)
+    (page,) = reproduce([Squares()], work, out, log=said.append)
     results = json.loads((out / "squares.json").read_text())["results"]
     assert "[Squares](squares.md) | squares are smaller than cubes" in (out / "README.md").read_text()
     assert {v: [run["value"] for run in runs] for v, runs in results.items()} == {"square": [1, 4], "cube": [1, 8]}
@@ -45,11 +45,28 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert "`hopd reproduce squares`" in page.read_text()
     (work / "squares" / "seed-1" / "cube.json").unlink()
     first = page.read_text()
-    reproduce(Squares(), work, out, log=said.append)
+    reproduce([Squares()], work, out, log=said.append)
     runs = {p.stem + p.parent.name[-1]: p.read_text().count("ran") for p in (work / "squares").glob("*/*.log")}
     assert runs == {"square0": 1, "cube0": 1, "square1": 1, "cube1": 2}
     assert page.read_text().split("core-minutes")[0] == first.split("core-minutes")[0]
     assert "4 runs, 3 of them done before" in " ".join(said)
+
+
+class Failing(Squares):
+    name = "failing"
+
+    def run(self, variant, seed, work):
+        if variant == "cube":
+            raise RuntimeError("no cubes today")
+        return super().run(variant, seed, work)
+
+
+def test_one_that_fails_stops_no_other(tmp_path):
+    work, out = tmp_path / "work", tmp_path / "out"
+    with pytest.raises(ExceptionGroup, match="1 of 2 experiments failed") as raised:
+        reproduce([Failing(), Squares()], work, out, log=print)
+    assert str(raised.value.exceptions[0]) == "no cubes today"
+    assert {path.name for path in out.glob("*.md")} == {"README.md", "squares.md"}
 
 
 def test_an_unknown_experiment_is_named(command):

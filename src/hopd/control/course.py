@@ -62,8 +62,9 @@ class Course:
     def distance(self, positions: Float[Tensor, "R T 2"]) -> Float[Tensor, "R T"]:
         return (positions - self.target).norm(dim=-1)
 
-    def hits(self, positions: Float[Tensor, "R T 2"]) -> Bool[Tensor, "R T"]:
-        return (positions - self.target / 2).norm(dim=-1) < self.obstacle
+    def hits(self, positions: Float[Tensor, "R T 2"], margin: float = 0.0) -> Bool[Tensor, "R T"]:
+        """Whether a position lies inside the obstacle or closer than `margin` to it; never, if there is none."""
+        return bool(self.obstacle) & ((positions - self.target / 2).norm(dim=-1) < self.obstacle + margin)
 
     def success(self, positions: Float[Tensor, "R T 2"]) -> Bool[Tensor, " R"]:
         """Of whole rollouts."""

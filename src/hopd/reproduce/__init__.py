@@ -1,6 +1,7 @@
 """The paper's experiments, run again at a size that two cores can do, each with a page that says what held."""
 
 from hopd.reproduce.continuation import PrefixContinuation
+from hopd.reproduce.count_bits import COUNT_BITS
 from hopd.reproduce.experiment import Experiment
 from hopd.reproduce.horizons import QUICKSTART
 from hopd.reproduce.long_addition import LONG_ADDITION
@@ -21,6 +22,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         QUICKSTART,
         LONG_ADDITION,
         TWO_PHASE,
+        COUNT_BITS,
         PrefixContinuation(),
         ReverseDistillation(),
         SegmentAblation(),

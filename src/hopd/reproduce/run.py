@@ -1,12 +1,13 @@
-"""Runs what is missing of an experiment, a process for each core, and writes its page."""
+"""Runs what is missing of experiments, a process for each core, and writes their pages."""
 
+import asyncio
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,71 @@ from hopd.training.files import write_atomically
 Log = Callable[[str], None]
 
 
-def reproduce(experiment: Experiment, work: Path, out: Path, seeds: int | None = None, log: Log = print) -> Path:
-    """Results that lie in `work` already are taken as they are, so that an interrupted run goes on. Gives the page."""
-    count, folder = seeds or experiment.seeds, work / experiment.name
-    jobs = [(variant, seed) for seed in range(count) for variant in experiment.variants()]
-    missing = [job for job in jobs if not _result(folder, *job).exists()]
-    log(f"{experiment.name}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
-    unprepared = sorted({seed for _, seed in missing if not _prepared(folder, seed).exists()})
+def reproduce(
+    experiments: Sequence[Experiment], work: Path, out: Path, seeds: int | None = None, log: Log = print
+) -> list[Path]:
+    """Gives the pages. Results that lie in `work` already are taken as they are, so that an interrupted run goes on.
+
+    All experiments share the processes, so that no core waits for the last run of one. Raises an `ExceptionGroup` of
+    those that failed, after the others have ended.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for seeds_at_once in (unprepared[:1], unprepared[1:]):  # the first may make what all seeds share
-            _wait(pool, [(_prepare, experiment, folder, seed) for seed in seeds_at_once], log)
-        _wait(pool, [(_run, experiment, folder, *job) for job in missing], log)
-    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in experiment.variants()}
-    for variant, seed in jobs:
-        results[variant].append(json.loads(_result(folder, variant, seed).read_text()))
+        ended = asyncio.run(_Runs(pool, work, out, seeds, log).of_all(experiments))
+    if failed := [one for one in ended if isinstance(one, Exception)]:
+        raise ExceptionGroup(f"{len(failed)} of {len(ended)} experiments failed; the rest is kept", failed)
+    return [one for one in ended if isinstance(one, Path)]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    pool: Executor
+    work: Path
+    out: Path
+    seeds: int | None
+    log: Log
+
+    async def of_all(self, experiments: Sequence[Experiment]) -> Sequence[Path | BaseException]:
+        return await asyncio.gather(*map(self.of_experiment, experiments), return_exceptions=True)
+
+    async def of_experiment(self, experiment: Experiment) -> Path:
+        folder, seeds = self.work / experiment.name, range(self.seeds or experiment.seeds)
+        jobs = [(variant, seed) for seed in seeds for variant in experiment.variants()]
+        missing = [job for job in jobs if not _result(folder, *job).exists()]
+        self.log(f"{experiment.name}: {len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+        if missing:  # the first seed's preparation may make what all seeds share
+            await self.prepare(experiment, folder, 0)
+        await asyncio.gather(*(self.of_seed(experiment, folder, seed) for seed in seeds))
+        return _write(experiment, folder, len(seeds), self.out)
+
+    async def of_seed(self, experiment: Experiment, folder: Path, seed: int) -> None:
+        if missing := [v for v in experiment.variants() if not _result(folder, v, seed).exists()]:
+            await self.prepare(experiment, folder, seed)
+            await asyncio.gather(*(self.call(_run, experiment, folder, seed, variant) for variant in missing))
+
+    async def prepare(self, experiment: Experiment, folder: Path, seed: int) -> None:
+        if not _prepared(folder, seed).exists():
+            await self.call(_prepare, experiment, folder, seed)
+
+    async def call(self, work: Callable[..., str], experiment: Experiment, *arguments: Any) -> None:
+        done = await asyncio.get_running_loop().run_in_executor(self.pool, work, experiment, *arguments)
+        self.log(f"  {experiment.name}: {done}")
+
+
+def _write(experiment: Experiment, folder: Path, seeds: int, out: Path) -> Path:
+    """The page of results that are all there."""
+    results: dict[str, list[dict[str, Any]]] = {
+        variant: [json.loads(_result(folder, variant, seed).read_text()) for seed in range(seeds)]
+        for variant in experiment.variants()
+    }
     out.mkdir(parents=True, exist_ok=True)
     page = experiment.page(results, out)
     spent = sum(result["seconds"] for of_variant in results.values() for result in of_variant)
-    spent += sum(json.loads(_prepared(folder, seed).read_text())["seconds"] for seed in range(count))
+    spent += sum(json.loads(_prepared(folder, seed).read_text())["seconds"] for seed in range(seeds))
     content = {"title": page.title, "claims": [asdict(claim) for claim in page.claims], "results": results}
     write_atomically(out / f"{experiment.name}.json", json.dumps(content, ensure_ascii=False))
     path = out / f"{experiment.name}.md"
-    write_atomically(path, page.markdown(experiment.name, count, spent, machine()))
+    write_atomically(path, page.markdown(experiment.name, seeds, spent, machine()))
     write_atomically(out / "README.md", _index(out))
     return path
 
@@ -67,12 +110,6 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({names[0]})" if names else f"{os.cpu_count()} cores"
 
 
-def _wait(pool: ProcessPoolExecutor, calls: Sequence[tuple[Any, ...]], log: Log) -> None:
-    running = [pool.submit(*call) for call in calls]
-    for number, finished in enumerate(as_completed(running), start=1):
-        log(f"  {number} of {len(calls)}: {finished.result()}")
-
-
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -87,7 +124,7 @@ def _prepare(experiment: Experiment, folder: Path, seed: int) -> str:
     return f"seed {seed} prepared in {seconds:.0f} s"
 
 
-def _run(experiment: Experiment, folder: Path, variant: str, seed: int) -> str:
+def _run(experiment: Experiment, folder: Path, seed: int, variant: str) -> str:
     started = time.process_time()
     result = experiment.run(variant, seed, folder / f"seed-{seed}")
     seconds = time.process_time() - started

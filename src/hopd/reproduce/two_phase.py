@@ -9,7 +9,7 @@ from hopd.reproduce.experiment import Claim, Results
 from hopd.reproduce.figures import mean
 from hopd.reproduce.horizons import HorizonComparison, said, times_sooner
 from hopd.reproduce.language import OPD, Setting, final, topd
-from hopd.reproduce.pairs import make_pair
+from hopd.reproduce.pairs import SHARPENED, make_pair
 from hopd.tasks.addition import prompt
 from hopd.tasks.two_phase import worked
 
@@ -17,7 +17,7 @@ STEPS = 6
 UPDATES = (350, 60)
 RATES = (1e-3, 5e-4)
 DROPPED_CARRIES, DOUBLED = 0.1, 0.5
-DISTILLED = 40  # steps of each variant
+DISTILLED = 48  # steps of each variant
 
 SETTING = Setting(
     task={"source": "two_phase", "steps": STEPS, "size": 8192},
@@ -91,19 +91,18 @@ TWO_PHASE = HorizonComparison(
     source="After Table 2 of the paper, with language models: the second half of the answer in the obstacle's place",
     text=(
         f"An answer first adds {STEPS} times and then triples the sum {STEPS} times, about as many tokens each, 323 in "
-        f"all. The teacher is the packaged one fine-tuned for {UPDATES[0]} updates; the student is that teacher, "
-        f"fine-tuned for {UPDATES[1]} updates to forget a carry of an addition with probability {DROPPED_CARRIES:g} "
-        f"and to double a digit instead of tripling it with probability {DOUBLED:g}. Each variant has {DISTILLED} "
-        f"steps of {SETTING.prompts} rollouts, at the learning rate that spoilt the student, {RATES[1]:g}, decaying to "
-        "zero. Rules for what we chose: the teacher must solve 95 % of held-out problems (250 updates gave 91 % of "
-        "64), OPD must end within 3 points of its teacher, and POPD begins with a tenth of the answer and has all of "
-        "it at half of the steps. A first round, of 16 steps at 1e-4, had left OPD at 50 % and POPD, which had all of "
-        "the answer in the last steps only, at 5 %; steps and rate were then changed with OPD alone in sight. "
+        f"all. The teacher is the packaged one fine-tuned for {UPDATES[0]} updates. {SHARPENED} The student is that "
+        f"teacher, fine-tuned for {UPDATES[1]} updates to forget a carry of an addition with probability "
+        f"{DROPPED_CARRIES:g} and to double a digit instead of tripling it with probability {DOUBLED:g}. Each variant "
+        f"has {DISTILLED} steps of {SETTING.prompts} rollouts, at the learning rate that spoilt the student, "
+        f"{RATES[1]:g}, decaying to zero. Rules for what we chose: the teacher must solve 95 % of held-out problems, "
+        "OPD must end within 3 points of its teacher, and POPD begins with a tenth of the answer and has all of it at "
+        "a third of the steps, as in autoregressive navigation. "
         f"Evaluated on {SETTING.problems} held-out problems. Seconds are the processor's, of training."
     ),
     plan={
-        "OPD": (OPD, DISTILLED, 5),
-        "POPD": ({"controller": "progressive", "start": 32, "increment": 15}, DISTILLED, 5),
+        "OPD": (OPD, DISTILLED, 4),
+        "POPD": ({"controller": "progressive", "start": 32, "increment": 19}, DISTILLED, 4),
         "TOPD 0.25": (topd(0.25), DISTILLED, DISTILLED),
         "TOPD 0.1": (topd(0.1), DISTILLED, DISTILLED),
     },
@@ -111,12 +110,9 @@ TWO_PHASE = HorizonComparison(
     make=make,
     claims=claims,
     remarks=(
-        "The short horizons make next to no answer right. OPD was to end within 3 points of its teacher, and does so "
-        "with one seed of three (1.6, 3.9 and 3.9 points); it still gained a little at the end. POPD is behind at "
-        "equal steps and at equal cost: it sees the second phase from a quarter of the steps on, and all of it from "
-        "half of them on, while the learning rate falls. It was still rising at the end; whether it catches up with "
-        "more steps or a constant rate was not tried. Our guess at why this differs from the obstacle: a digit is "
-        "tripled as well after a wrong sum as after a right one, so that full rollouts waste nothing on what comes "
-        "late."
+        "Earlier rounds: 16 steps at 1e-4 left OPD at 50 % and POPD, which had all of the answer in the last steps "
+        "only, at 5 %; 40 steps at 5e-4, with a teacher whose logits were not doubled and a POPD that had all of the "
+        "answer at half of the steps, 93 % and 82 %, and POPD never arrived where OPD ended. POPD's rule was changed "
+        "after that."
     ),
 )

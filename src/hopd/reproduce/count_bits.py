@@ -1,0 +1,98 @@
+"""Counting bits: a dataset of reasoning-gym, which nobody here designed, and a teacher trained on worked solutions."""
+
+import random
+from collections.abc import Sequence
+from itertools import count, islice
+from pathlib import Path
+
+from hopd.quickstart.make import DROPPED_CARRIES, Examples
+from hopd.reproduce.horizons import HorizonComparison
+from hopd.reproduce.language import OPD, Setting, topd
+from hopd.reproduce.pairs import SHARPENED, make_pair
+from hopd.tasks import ReasoningGym
+from hopd.tasks.addition import LABELS
+
+DIGITS = 5
+HALVINGS = 17  # 2^17 is more than any number of five digits
+OPTIONS = {"min_n": 10 ** (DIGITS - 1), "max_n": 10**DIGITS - 1}
+SYMBOLS = " /<>?H"  # of its questions and answers, that the packaged models have no token for
+BATCH = 8
+UPDATES = (800, 100)
+RATES = (1e-3, 5e-4)
+
+# Problems of the dataset are numbered by seed + index: distillation has the first 8192, evaluation those from 10,000
+# on, teacher and student learnt from those after 1,000,000.
+SETTING = Setting(
+    task={"source": "reasoning_gym", "name": "count_bits", "size": 8192, "options": OPTIONS},
+    held_out={"seed": 10_000},
+    full_tokens=510,
+    prompts=16,
+    problems=128,
+    training={"learning_rate": RATES[1], "schedule": "linear"},
+)
+
+
+def worked(number: int, rng: random.Random, drop_carry: float = 0.0) -> str:
+    """The response: the number, a line for each halving, the answer in tags. A line has, for each digit, the digit, the
+    carry into it and the half's digit, then the half, and how many halvings left a rest so far. With the probability
+    `drop_carry` each carry is forgotten. The first lines for 98543, which is 49271 times two and a rest:
+
+        =98543:00;
+        a904814512402311=49271:01;
+    """
+    ones = 0
+    lines = [f"={number}:00;"]
+    for label in LABELS[:HALVINGS]:
+        columns, carry, half = [], 0, 0
+        for digit in map(int, f"{number:0{DIGITS}d}"):
+            of_half, rest = divmod(10 * carry + digit, 2)
+            columns.append(f"{digit}{carry}{of_half}")
+            half = 10 * half + of_half
+            carry = 0 if rng.random() < drop_carry else rest
+        number, ones = half, ones + rest
+        lines.append(f"{label}{''.join(columns)}={number:0{DIGITS}d}:{ones:02d};")
+    return "".join(lines) + f"<answer>{ones}</answer>"
+
+
+def make(out: Path) -> None:
+    rng = random.Random(0)
+    make_pair(out, examples(rng, 0.0), examples(rng, DROPPED_CARRIES), UPDATES, RATES, SYMBOLS)
+
+
+def examples(rng: random.Random, drop_carry: float) -> Examples:
+    """Of numbers that are not evaluated."""
+    held_out = ReasoningGym("count_bits", size=SETTING.problems, options=OPTIONS, **SETTING.held_out)
+    asked = {problem.prompt for problem in held_out.problems}
+    dataset = ReasoningGym("count_bits", size=1, seed=1_000_000, options=OPTIONS).dataset
+    others = (one for number in count() if (one := dataset[number])["question"] not in asked)
+
+    def of_update(update: int) -> Sequence[tuple[str, str]]:
+        drawn = islice(others, BATCH)
+        return [(one["question"], worked(one["metadata"]["number"], rng, drop_carry)) for one in drawn]
+
+    return of_update
+
+
+COUNT_BITS = HorizonComparison(
+    name="count-bits",
+    title="Counting bits: horizons on a dataset of reasoning-gym",
+    source="After Table 1 of the paper, on a dataset that nobody here designed, with models of our own",
+    text=(
+        f"`count_bits` of reasoning-gym with numbers of {DIGITS} digits, scored by the dataset's own scorer. It has "
+        f"answers and no worked solutions; ours halve the number {HALVINGS} times, digit by digit, and count the "
+        f"rests: 471 tokens. The teacher is the packaged one, fine-tuned for {UPDATES[0]} updates on them. {SHARPENED} "
+        f"The student is that teacher, fine-tuned for {UPDATES[1]} updates to forget half of the carries. No number "
+        "that is evaluated was among those that teacher and student learnt from. Steps are in the quickstart's ratio "
+        f"of 2 : 3 : 6, of {SETTING.prompts} rollouts, at the learning rate that spoilt the student, {RATES[1]:g}, "
+        "decaying to zero; POPD's start and increment are the quickstart's shares of the length. Rule for what we "
+        "chose: the teacher must solve 95 % of held-out problems. What is to be learnt is the same everywhere in an "
+        f"answer. Evaluated on {SETTING.problems} problems. Seconds are the processor's, of training."
+    ),
+    plan={
+        "OPD": (OPD, 32, 4),
+        "POPD": ({"controller": "progressive", "start": 42, "increment": 8}, 48, 6),
+        "TOPD 0.1": (topd(0.1), 96, 12),
+    },
+    setting=SETTING,
+    make=make,
+)
