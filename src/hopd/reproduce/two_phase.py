@@ -101,8 +101,8 @@ TWO_PHASE = HorizonComparison(
         f"Evaluated on {SETTING.problems} held-out problems. Seconds are the processor's, of training."
     ),
     plan={
-        "OPD": (OPD, DISTILLED, 4),
-        "POPD": ({"controller": "progressive", "start": 32, "increment": 19}, DISTILLED, 4),
+        "OPD": (OPD, DISTILLED, 6),
+        "POPD": ({"controller": "progressive", "start": 32, "increment": 19}, DISTILLED, 6),
         "TOPD 0.25": (topd(0.25), DISTILLED, DISTILLED),
         "TOPD 0.1": (topd(0.1), DISTILLED, DISTILLED),
     },
