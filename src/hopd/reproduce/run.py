@@ -31,8 +31,9 @@ def reproduce(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         ended = asyncio.run(_Runs(pool, work, out, seeds, log).of_all(experiments))
-    if failed := [one for one in ended if isinstance(one, Exception)]:
-        raise ExceptionGroup(f"{len(failed)} of {len(ended)} experiments failed; the rest is kept", failed)
+    failed = {one.name: error for one, error in zip(experiments, ended, strict=True) if isinstance(error, Exception)}
+    if failed:
+        raise ExceptionGroup(f"failed: {', '.join(failed)}; what the others found is kept", list(failed.values()))
     return [one for one in ended if isinstance(one, Path)]
 
 
