@@ -5,7 +5,9 @@ scale and the scale: densities stay finite (our choice).
 """
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -125,8 +127,11 @@ class _Layer(nn.Module):
             nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
         )
 
-    def forward(self, x: Tensor, encoded: Tensor | None = None, past: list[Tensor] | None = None) -> Tensor:
-        """`past` are this layer's keys and values of the positions before, to which those of `x` are added."""
+    def forward(
+        self, x: Tensor, encoded: tuple[Tensor, Tensor] | None = None, past: list[Tensor] | None = None
+    ) -> Tensor:
+        """`encoded` are the keys and values of the encoder's output; `past` this layer's own of the positions before,
+        to which those of `x` are added."""
         normed = self.before(x)
         key, value = self.attention.key_values(normed)
         if past:
@@ -135,8 +140,13 @@ class _Layer(nn.Module):
             past[:] = [key, value]
         x = x + self.attention(normed, key, value, causal=past is None and self.cross is not None)
         if self.cross is not None and self.before_cross is not None and encoded is not None:
-            x = x + self.cross(self.before_cross(x), *self.cross.key_values(encoded), causal=False)
+            x = x + self.cross(self.before_cross(x), *encoded, causal=False)
         return x + self.feed(x)
+
+    def crossed(self, encoded: Float[Tensor, "R 1 D"]) -> tuple[Tensor, Tensor]:
+        """Its keys and values of the encoder's output, for a decoder's layer."""
+        assert self.cross is not None
+        return self.cross.key_values(encoded)
 
 
 class TransformerPolicy(nn.Module):
@@ -149,21 +159,40 @@ class TransformerPolicy(nn.Module):
         self.decoder = nn.ModuleList(_Layer(cross=True) for _ in range(2))
         self.norm, self.heads = nn.LayerNorm(WIDTH), _Heads(scale)
 
-    def memory(self) -> list[list[Tensor]]:
-        return [[] for _ in self.decoder]
+    def memory(self) -> "_Memory":
+        return _Memory([[] for _ in self.decoder])
 
-    def step(self, seen: Float[Tensor, "R 4"], memory: list[list[Tensor]]) -> Gaussian:
-        mean, std = self._decode(seen[:, None], memory)
+    def step(self, seen: Float[Tensor, "R 4"], memory: "_Memory") -> Gaussian:
+        if memory.encoded is None:
+            memory.encoded = self._encode(seen[:, None])
+        mean, std = self._decode(seen[:, None], memory.encoded, memory.past)
         return mean[:, 0], std[:, 0]
 
     def whole(self, seen: Float[Tensor, "R T 4"]) -> Gaussian:
-        return self._decode(seen, None)
+        return self._decode(seen, self._encode(seen), [None for _ in self.decoder])
 
-    def _decode(self, seen: Float[Tensor, "R T 4"], memory: list[list[Tensor]] | None) -> Gaussian:
+    def _encode(self, seen: Float[Tensor, "R T 4"]) -> list[tuple[Tensor, Tensor]]:
+        """Of the task, which no action changes: keys and values for each layer of the decoder."""
         encoded = self.task(seen[:, :1, :1])
         for layer in self.encoder:
             encoded = layer(encoded)
+        return [layer.crossed(encoded) for layer in cast(Sequence[_Layer], self.decoder)]
+
+    def _decode(
+        self,
+        seen: Float[Tensor, "R T 4"],
+        encoded: list[tuple[Tensor, Tensor]],
+        past: Sequence[list[Tensor] | None],
+    ) -> Gaussian:
         x = self.seen(seen[..., 1:])
-        for i, layer in enumerate(self.decoder):
-            x = layer(x, encoded, None if memory is None else memory[i])
+        for layer, of_task, of_layer in zip(self.decoder, encoded, past, strict=True):
+            x = layer(x, of_task, of_layer)
         return self.heads(self.norm(x))
+
+
+@dataclass
+class _Memory:
+    """Of a rollout: keys and values of what was seen, and of the task once it is known, for each layer."""
+
+    past: list[list[Tensor]]
+    encoded: list[tuple[Tensor, Tensor]] | None = None
