@@ -100,7 +100,7 @@ COUNT_BITS = HorizonComparison(
         "on every line. After TOPD 26 answers are wrong: 11 in nothing but what stands between the tags, 10 in the "
         "count, 5 in a label or a copy. After POPD, whose horizon ended at 418 of 471 tokens, 29 are: 26 in nothing "
         "but what stands between the tags, two in the last line. What the horizon never reached was known before, was "
-        "not taught again, and drifted while the rest was learnt. It drifts more at higher rates: with the first seed TOPD "
-        "ended at 69 % with 2e-4 and half of the steps, and with 5e-4, decaying, at 12 %, POPD at 62 %."
+        "not taught again, and drifted while the rest was learnt. It drifts more at higher rates: with the first seed "
+        "TOPD ended at 69 % with 2e-4 and half of the steps, and with 5e-4, decaying, at 12 %, POPD at 62 %."
     ),
 )
