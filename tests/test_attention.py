@@ -9,10 +9,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hopd import attention
 from hopd.attention import MATMUL, QUERIES, SDPA, BlockwiseAttention, attention_of, grouped_attention, matmul_attention
+from hopd.distiller import Distiller
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.training.choice import choose_attention
-from hopd.training.distiller import Distiller
 
 QUICKSTART = "package:hopd/quickstart/student"
 
@@ -93,16 +93,16 @@ def test_the_choice_says_what_it_measured():
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
 def test_the_choice_is_measured_in_the_precision_of_the_training(tiny, precision, dtype):
-    run = Distiller(Recipe.load(tiny, [f"training.precision={precision}", "training.attention=auto"]))
-    assert any(note.startswith("attention") and f"in {dtype}:" in note for note in run.notes)
+    run = Distiller.of(Recipe.load(tiny, [f"training.precision={precision}", "training.attention=auto"]))
+    assert any(note.startswith("attention") and f"in {dtype}:" in note for note in run.parts.notes)
 
 
 def test_a_resumed_run_keeps_the_choice(tiny):
-    Distiller(Recipe.load(tiny, ["training.attention=matmul"])).train()
-    checkpoint = Distiller(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)
-    assert attention_of(checkpoint.student) == MATMUL
+    Distiller.of(Recipe.load(tiny, ["training.attention=matmul"])).train()
+    checkpoint = Distiller.of(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)
+    assert attention_of(checkpoint.parts.student) == MATMUL
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hopd.training.distiller.choose_attention", lambda *given: pytest.fail("it measured again"))
-        auto = Distiller(Recipe.load(tiny, ["training.attention=auto"]), resume=True)
-    assert attention_of(auto.student) == MATMUL
-    assert all(attention_of(teacher) == MATMUL for teacher in auto.teachers.values())
+        patch.setattr("hopd.build.assembly.choose_attention", lambda *given: pytest.fail("it measured again"))
+        auto = Distiller.of(Recipe.load(tiny, ["training.attention=auto"]), resume=True)
+    assert attention_of(auto.parts.student) == MATMUL
+    assert all(attention_of(teacher) == MATMUL for teacher in auto.parts.teachers.values())

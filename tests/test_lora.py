@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from hopd.build.models import load_models
+from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
 from hopd.lora import add_adapters, has_adapters, load_adapters, merge, merged_state_dict, without_adapters
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling
-from hopd.training.distiller import Distiller
-from hopd.training.models import load_models
-from hopd.training.progress import Progress
+from hopd.run.progress import Progress
 
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
 IDS = torch.arange(1, 25).view(2, 12)
@@ -56,7 +56,7 @@ def recipe(output, name="run", **changes):
 
 
 def distil(recipe, resume=False):
-    run = Distiller(recipe, resume=resume, progress=Progress(quiet=True))
+    run = Distiller.of(recipe, resume=resume, progress=Progress(quiet=True))
     run.train()
     return run
 
@@ -101,7 +101,7 @@ def test_peft_itself_loads_a_checkpoint(tmp_path):
     theirs = PeftModel.from_pretrained(base, place).eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            theirs(input_ids=IDS).logits.log_softmax(-1), log_probs(run.student), rtol=1e-4, atol=1e-4
+            theirs(input_ids=IDS).logits.log_softmax(-1), log_probs(run.parts.student), rtol=1e-4, atol=1e-4
         )
 
 
@@ -182,13 +182,13 @@ def test_the_base_teaches_a_student_that_came_with_adapters(tmp_path, saved):
         training={"steps": 12, "learning_rate": 1e-2},
     )
     run = distil(back)
-    assert run.teachers == {}
+    assert run.parts.teachers == {}
     losses = [json.loads(line)["reverse_kl"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.5 * losses[0]
     base = load(STUDENT).model.state_dict()
     assert all(
         torch.equal(base[n.replace(".base_layer", "")], t)
-        for n, t in run.student.model.state_dict().items()
+        for n, t in run.parts.student.model.state_dict().items()
         if ".lora_" not in n
     )
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.turns import Turns
+from hopd.distiller import Distiller
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, Prompt, Rollout
-from hopd.training.distiller import Distiller
 from hopd.training.statistics import StepStatistics
 
 LEARNING_RATE = 1e-12  # the optimiser works, the weights stay: all turns have the same work
@@ -41,26 +41,26 @@ def distiller(case: dict[str, Any]) -> Distiller:
             "tokens_per_batch": 576,
         },
     }
-    return Distiller(Recipe.model_validate(recipe))
+    return Distiller.of(Recipe.model_validate(recipe))
 
 
 def run(case: dict[str, Any], turns: Turns) -> None:
     run = distiller(case)
-    sampling, prompts = run.recipe.rollout.sampling, run.order.at(0)
-    horizon = run.controller.decide(0).tokens
+    sampling, prompts = run.parts.recipe.rollout.sampling, run.parts.order.at(0)
+    horizon = run.parts.controller.decide(0).tokens
     for turn, _ in enumerate(turns):
         statistics = StepStatistics()
-        with run.ledger.phase("rollout"):
-            rollouts = run.engine.sample(prompts, horizon, sampling, turn, run.recipe.rollout.samples)
-        run.learner.accumulate(rollouts, turn, statistics)
-        run.learner.apply(step=0)
+        with run.parts.ledger.phase("rollout"):
+            rollouts = run.parts.engine.sample(prompts, horizon, sampling, turn, run.parts.recipe.rollout.samples)
+        run.parts.learner.accumulate(rollouts, turn, statistics)
+        run.parts.learner.apply(step=0)
         turns.answer(
             tokens=sum(rollout.length for rollout in rollouts),
             prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
             loss=statistics.mean("loss"),
-            phases=run.ledger.pending.seconds,
+            phases=run.parts.ledger.pending.seconds,
         )
-        run.ledger.pending.seconds = {}
+        run.parts.ledger.pending.seconds = {}
 
 
 def loss_of(case: dict[str, Any], rollouts: Iterable[tuple[list[int], list[int]]]) -> float:
@@ -70,7 +70,7 @@ def loss_of(case: dict[str, Any], rollouts: Iterable[tuple[list[int], list[int]]
         Rollout(Prompt(i, torch.tensor(p)), 0, torch.tensor(r), torch.zeros(len(r)), FinishReason.HORIZON)
         for i, (p, r) in enumerate(rollouts)
     ]
-    run.learner.accumulate(made, 0, statistics)
+    run.parts.learner.accumulate(made, 0, statistics)
     return statistics.mean("loss")
 
 

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from hopd import horizon as horizon
     from hopd.analysis.comparison import compare as compare
     from hopd.analysis.probe import probe as probe
+    from hopd.distiller import Distiller as Distiller
     from hopd.evaluation import evaluate as evaluate
     from hopd.recipe import Recipe as Recipe
-    from hopd.training.distiller import Distiller as Distiller
 
 __version__ = "0.1.0"
 __all__ = ["Distiller", "Recipe", "compare", "evaluate", "horizon", "probe"]
 
 _HOMES = {
-    "Distiller": "hopd.training.distiller",
+    "Distiller": "hopd.distiller",
     "Recipe": "hopd.recipe",
     "compare": "hopd.analysis.comparison",
     "evaluate": "hopd.evaluation",

@@ -37,19 +37,21 @@ def train(
     from hopd.recipe import Recipe
 
     if ray is not None:
-        from hopd.training.ray import train_on_ray
+        from hopd.launch.ray import train_on_ray
 
         loaded = Recipe.load(recipe, overrides)
         typer.echo(f"done: {train_on_ray(loaded, ray, ray_restarts, resume)} steps, {loaded.directory}/")
         return
-    from hopd.training.distiller import Distiller
-    from hopd.training.preflight import preflight
+    from hopd.build import build
+    from hopd.distiller import Distiller
+    from hopd.forecast.preflight import preflight
 
-    run = Distiller(Recipe.load(recipe, overrides), resume=resume)
-    for line in preflight(run):
-        run.progress.note(line)
-    result = run.train()
-    run.progress.note(f"done: {result.steps} steps, {result.directory.path}/")
+    parts = build(Recipe.load(recipe, overrides), resume=resume)
+    note = parts.recorder.progress.note
+    for line in preflight(parts):
+        note(line)
+    result = Distiller(parts).train()
+    note(f"done: {result.steps} steps, {result.directory.path}/")
 
 
 @app.command()
@@ -65,14 +67,14 @@ def check(
 
     loaded = Recipe.load(recipe, overrides)
     if without_weights:
-        from hopd.training.preflight import check_recipe
+        from hopd.forecast.outlook import check_recipe
 
         lines = check_recipe(loaded)
     else:
-        from hopd.training.distiller import Distiller
-        from hopd.training.preflight import preflight
+        from hopd.build import build
+        from hopd.forecast.preflight import preflight
 
-        lines = preflight(Distiller(loaded))
+        lines = preflight(build(loaded))
     for line in lines:
         typer.echo(line)
     typer.echo("ok")
@@ -85,8 +87,8 @@ def plan(
     budget: Annotated[float, typer.Option(min=0, help="Seconds that the calibration may take, about.")] = 60.0,
 ) -> None:
     """What a run will cost on this machine: tokens, FLOPs, time and memory, beside full rollouts."""
+    from hopd.forecast.plan import make_plan
     from hopd.recipe import Recipe
-    from hopd.training.plan import make_plan
 
     for line in make_plan(Recipe.load(recipe, overrides), budget).lines():
         typer.echo(line)
@@ -105,7 +107,7 @@ def evaluate(
 
     if out and not out.absolute().parent.is_dir():
         raise RecipeError(f"--out {out}: there is no directory {out.parent}")
-    from hopd.evaluation.evaluator import evaluate_model
+    from hopd.build.evaluator import evaluate_model
     from hopd.recipe import Recipe
 
     measured = evaluate_model(model, Recipe.load(recipe, overrides), greedy)

@@ -14,11 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.quickstart import RECIPE
 from hopd.recipe import Recipe
-from hopd.training.distiller import Distiller
-from hopd.training.progress import Progress
+from hopd.run.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
             # All three begin with the same student, so the first of them alone looks at it.
             evaluation=evaluation.model_dump() | {"every": variant.every, "at_start": not curves},
         )
-        result = Distiller(recipe, progress=Progress(console=console)).train()
+        result = Distiller.of(recipe, progress=Progress(console=console)).train()
         beginning = next((curve[:1] for curve in curves.values()), [])
         curves[name] = beginning + result.directory.read("evaluations")
     target = curves["opd"][-1]["accuracy"]

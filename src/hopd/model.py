@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hopd.allocator import keep_freed_memory
 from hopd.errors import ModelError
 from hopd.objective.head import Head
+from hopd.training.sharding import Sharding
 
 PACKAGE = "package:"
 ADAPTERS = "adapter_config.json"  # in a directory of peft's
@@ -39,6 +40,7 @@ class LanguageModel:
         self.config = model.config.get_text_config()
         self.backbone: nn.Module = model.base_model
         self.forward: Callable[..., Any] = self.backbone  # another way to it, where the model is cut up
+        self.sharding = Sharding()  # none: this process has all weights
         self.recomputes = False  # gradient checkpointing, where there is a gradient
         self._vocabulary: int | None = None
         taken = inspect.signature(self.backbone.forward).parameters

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from hopd.analysis.comparison import Run, compare
+from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.recipe import Recipe
-from hopd.training.distiller import Distiller
 
 EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 32, seed: 9}, every: 1}"
 
@@ -19,7 +19,7 @@ def run(tiny):
     """Trains the tiny recipe under another name, with changes; gives its directory."""
 
     def trained(name, *changes):
-        return Distiller(Recipe.load(tiny, [f"name={name}", EVALUATION, *changes])).train().directory.path
+        return Distiller.of(Recipe.load(tiny, [f"name={name}", EVALUATION, *changes])).train().directory.path
 
     return trained
 

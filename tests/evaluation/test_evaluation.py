@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
+from hopd.distiller import Distiller
 from hopd.evaluation import evaluate, measure_divergence
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, NativeEngine, Sampling
+from hopd.run.progress import Progress
 from hopd.tasks import RepeatedAddition, encode
-from hopd.training.distiller import Distiller
-from hopd.training.progress import Progress
 
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
 
@@ -32,34 +32,34 @@ def recipe(output, **sections):
 
 
 def distil(output, **sections):
-    run = Distiller(recipe(output, **sections), progress=Progress(quiet=True))
+    run = Distiller.of(recipe(output, **sections), progress=Progress(quiet=True))
     return run, run.train()
 
 
 def test_the_horizon_caps_training_and_never_evaluation(tmp_path):
     run, _ = distil(tmp_path)
-    assert {line["mean_length"] for line in run.directory.read("metrics")} == {10.0}
-    assert {line["horizon"] for line in run.directory.read("metrics")} == {10}
-    for line in run.directory.read("evaluations"):
+    assert {line["mean_length"] for line in run.parts.directory.read("metrics")} == {10.0}
+    assert {line["horizon"] for line in run.parts.directory.read("metrics")} == {10}
+    for line in run.parts.directory.read("evaluations"):
         assert line["mean_length"] > 100  # four additions take 121 tokens
         assert line["stop_rate"] > 0
-    assert [line["step"] for line in run.directory.read("evaluations")] == [0, 2, 4]
+    assert [line["step"] for line in run.parts.directory.read("evaluations")] == [0, 2, 4]
 
 
 def test_the_window_trains_on_less_than_the_horizon_generates(tmp_path):
     run, _ = distil(tmp_path, window={"kind": "first", "tokens": 4})
-    assert {line["covered"] for line in run.directory.read("metrics")} == {0.4}
-    account = json.loads((run.directory.path / "ledger.json").read_text())["run"]
+    assert {line["covered"] for line in run.parts.directory.read("metrics")} == {0.4}
+    account = json.loads((run.parts.directory.path / "ledger.json").read_text())["run"]
     assert account["generated_tokens"] == 4 * 8 * 10
     assert account["trained_tokens"] == 4 * 8 * 4
     assert account["full_rollouts_tokens"] == 4 * 8 * 130
 
 
 def test_evaluation_by_compute_comes_at_equal_flops(tmp_path):
-    once = distil(tmp_path / "a")[0].ledger.run.training_flops / 4
+    once = distil(tmp_path / "a")[0].parts.ledger.run.training_flops / 4
     section = {"task": {"source": "addition", "steps": 1, "size": 2, "held_out": True}, "every_flops": 1.9 * once}
     run, _ = distil(tmp_path / "b", evaluation=section)
-    assert [line["step"] for line in run.directory.read("evaluations")] == [0, 2, 4]
+    assert [line["step"] for line in run.parts.directory.read("evaluations")] == [0, 2, 4]
 
 
 def test_accuracy_counts_what_a_plain_loop_counts():
@@ -86,12 +86,12 @@ def test_several_optimiser_steps_on_one_set_of_rollouts(tmp_path):
     training = {"steps": 2, "learning_rate": 1e-3, "mini_batch": 2}
     far = {"controller": "truncated", "tokens": 40}  # far enough for carries, where the policy moves
     run, _ = distil(tmp_path / "four", training=training, objective=objective, horizon=far)
-    assert int(run.optimizer.state()["step.model.norm.weight"]) == 2 * 4
+    assert int(run.parts.learner.optimizer.state()["step.model.norm.weight"]) == 2 * 4
     # After the first of the four updates the policy is no longer the one that sampled.
-    assert run.directory.read("metrics")[-1]["mismatch"] > 1e-4
+    assert run.parts.directory.read("metrics")[-1]["mismatch"] > 1e-4
     training = {"steps": 2, "learning_rate": 1e-3}
     once, _ = distil(tmp_path / "one", training=training, objective=objective, horizon=far)
-    assert once.directory.read("metrics")[-1]["mismatch"] < 1e-4
+    assert once.parts.directory.read("metrics")[-1]["mismatch"] < 1e-4
 
 
 def test_divergence_is_zero_from_itself_and_falls_with_training(tmp_path):
@@ -120,9 +120,9 @@ def test_divergence_is_zero_from_itself_and_falls_with_training(tmp_path):
     reaching = {"controller": "truncated", "tokens": 40}
     training = {"steps": 8, "learning_rate": 3e-4}
     run, result = distil(tmp_path, evaluation=section, training=training, horizon=reaching)
-    first, last = (run.directory.read("evaluations")[i]["reverse_kl"] for i in (0, -1))
+    first, last = (run.parts.directory.read("evaluations")[i]["reverse_kl"] for i in (0, -1))
     assert last < first
-    assert result.evaluation["reverse_kl"] == last
+    assert result.evaluation.measured["reverse_kl"] == last
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -131,11 +131,11 @@ def test_a_run_in_either_precision_learns_and_its_checkpoint_loads(tmp_path, pre
 
     training = {"steps": 6, "learning_rate": 3e-4, "precision": precision, "gradient_checkpointing": True}
     run, _ = distil(tmp_path, training=training)
-    losses = [line["loss"] for line in run.directory.read("metrics")]
+    losses = [line["loss"] for line in run.parts.directory.read("metrics")]
     assert losses[-1] < losses[0]
-    saved = AutoModelForCausalLM.from_pretrained(run.directory.checkpoints / "step-000006")
+    saved = AutoModelForCausalLM.from_pretrained(run.parts.directory.checkpoints / "step-000006")
     assert saved.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3).shape[1] > 3
-    for line in run.directory.read("metrics"):
+    for line in run.parts.directory.read("metrics"):
         assert line["mismatch"] < (1e-4 if precision == "fp32" else 0.1)
 
 
@@ -162,19 +162,19 @@ def test_a_controller_of_ones_own_is_asked_and_told(tmp_path):
             self.tokens = state["tokens"]
 
     controller = Doubling()
-    run = Distiller(recipe(tmp_path), controller=controller, progress=Progress(quiet=True))
+    run = Distiller.of(recipe(tmp_path), controller=controller, progress=Progress(quiet=True))
     run.train()
-    assert [line["tokens"] for line in run.directory.read("horizon")] == [4, 8, 16, 32]
+    assert [line["tokens"] for line in run.parts.directory.read("horizon")] == [4, 8, 16, 32]
     assert [e.edges for e in controller.seen][:2] == [(0, 1, 2, 4), (0, 1, 2, 4, 8)]
     assert controller.seen[1].counts == (8, 8, 16, 32)
     assert controller.seen[0].rollouts == 8
     total = sum(kl * n for kl, n in zip(controller.seen[1].reverse_kl, controller.seen[1].counts, strict=True))
-    assert total / 64 == pytest.approx(run.directory.read("metrics")[1]["reverse_kl"], rel=1e-4)
-    resumed = Distiller(
+    assert total / 64 == pytest.approx(run.parts.directory.read("metrics")[1]["reverse_kl"], rel=1e-4)
+    resumed = Distiller.of(
         recipe(tmp_path, training={"steps": 5, "learning_rate": 1e-4}),
         resume=True,
         controller=Doubling(),
         progress=Progress(quiet=True),
     )
     resumed.train()
-    assert resumed.directory.read("horizon")[-1]["tokens"] == 64
+    assert resumed.parts.directory.read("horizon")[-1]["tokens"] == 64

@@ -3,10 +3,11 @@
 import random
 import re
 
+from hopd.build.prompts import build_task
 from hopd.quickstart.make import character_tokenizer
 from hopd.recipe import Recipe
 from hopd.reproduce.count_bits import DROPPED_CARRIES, SETTING, SYMBOLS, examples, worked
-from hopd.tasks import addition, build_task
+from hopd.tasks import addition
 
 LINE = re.compile(r"[a-q](\d{15})=(\d{5}):(\d\d);")
 

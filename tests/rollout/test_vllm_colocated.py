@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hopd import Distiller, Recipe
+from hopd.forecast.preflight import preflight
 from hopd.lora import add_adapters
 from hopd.model import load
 from hopd.rollout import FinishReason, NativeEngine, Sampling
 from hopd.rollout.transfer import InProcess, Source
-from hopd.training.delivery import Delivery
-from hopd.training.preflight import preflight
-from hopd.training.progress import Progress
+from hopd.rollout.weight_sync import WeightSync
+from hopd.run.progress import Progress
 from tests.rollout.test_native import SMOLLM2
 from tests.teacher.test_server import metrics
 
@@ -58,8 +58,8 @@ def run(tmp_path_factory):
     (output / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS))
     path = output / "recipe.yaml"
     path.write_text(RECIPE.format(output=output, smollm2=SMOLLM2))
-    distiller = Distiller(Recipe.load(path), progress=Progress(quiet=True))
-    for line in preflight(distiller):
+    distiller = Distiller.of(Recipe.load(path), progress=Progress(quiet=True))
+    for line in preflight(distiller.parts):
         print(line)
     distiller.train()
     yield distiller
@@ -68,7 +68,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chats(run):
-    return list(run.prompts.prompts)
+    return list(run.parts.prompts.prompts)
 
 
 def assert_same(made, expected):
@@ -81,16 +81,18 @@ def assert_same(made, expected):
 
 
 def test_what_it_samples_is_what_is_trained(run):
-    lines = metrics(run.directory.path)
+    lines = metrics(run.parts.directory.path)
     assert [line["step"] for line in lines] == [1, 2]
-    print("mismatch:", [line["mismatch"] for line in lines], "probe:", [line["delivery_apart"] for line in lines])
+    print("mismatch:", [line["mismatch"] for line in lines], "probe:", [line["weight_sync_apart"] for line in lines])
     assert max(line["mismatch"] for line in lines) < 1e-3
-    assert max(line["delivery_apart"] for line in lines) < 1e-3
+    assert max(line["weight_sync_apart"] for line in lines) < 1e-3
 
 
 def test_greedy_rollouts_equal_the_native_engines_after_training(run, chats):
-    assert isinstance(run.engine, Delivery)
-    assert_same(run.engine.sample(chats, 40, GREEDY, 0), NativeEngine(run.student).sample(chats, 40, GREEDY, 0))
+    assert isinstance(run.parts.engine, WeightSync)
+    assert_same(
+        run.parts.engine.sample(chats, 40, GREEDY, 0), NativeEngine(run.parts.student).sample(chats, 40, GREEDY, 0)
+    )
 
 
 def test_adapters_are_merged_on_the_way(run, chats):
@@ -101,7 +103,7 @@ def test_adapters_are_merged_on_the_way(run, chats):
     for name, parameter in adapted.model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
-    delivery = Delivery(run.engine.engine, adapted, run.sharding, run.processes, torch.float32)
+    delivery = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
     made = delivery.sample(chats, 24, GREEDY, 0)
     assert_same(made, NativeEngine(adapted).sample(chats, 24, GREEDY, 0))
     assert [r.ids.tolist() for r in made] != [r.ids.tolist() for r in plain]
@@ -123,7 +125,7 @@ def test_vllms_transfers_take_what_they_are_given():
 
 
 def test_it_stops_where_the_student_does(run, chats):
-    made = run.engine.sample(chats, 64, GREEDY, 0)
+    made = run.parts.engine.sample(chats, 64, GREEDY, 0)
     assert {rollout.finish for rollout in made} <= {FinishReason.STOP, FinishReason.HORIZON}
     for rollout in made:
-        assert (int(rollout.ids[-1]) in run.student.stop_ids) == (rollout.finish is FinishReason.STOP)
+        assert (int(rollout.ids[-1]) in run.parts.student.stop_ids) == (rollout.finish is FinishReason.STOP)

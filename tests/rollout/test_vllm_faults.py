@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from hopd import Distiller, Recipe
+from hopd.build import build
 from hopd.errors import EngineError, RecipeError, ServerUnavailable
+from hopd.forecast.preflight import preflight
 from hopd.model import load
+from hopd.processes import Processes
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
 from hopd.rollout.vllm_server import VllmServerEngine
+from hopd.rollout.weight_sync import WeightSync
+from hopd.run.progress import Progress
 from hopd.sources import VllmServers
-from hopd.training.delivery import Delivery
-from hopd.training.preflight import preflight
-from hopd.training.progress import Progress
-from hopd.training.sharding import Sharding
 from tests.teacher.test_server import STUDENT, TEACHER, Scripted, equal, metrics, weights
 from tests.training.test_processes import launched, run
 
@@ -65,7 +65,7 @@ def delivery(student, tmp_path):
             **{"backoff": 0.01, "timeout": 1.0, "deadline": 20.0, **settings},
         )
         engine = VllmServerEngine(student, source)
-        return Delivery(engine, student, Sharding([], 0, 1, lambda t: t), Accelerator(cpu=True), torch.float32)
+        return WeightSync(engine, student, Processes(), torch.float32)
 
     return made
 
@@ -230,16 +230,18 @@ def test_two_processes_share_the_servers(recipe, tmp_path, changes):
 
 def test_an_engine_that_is_off_sets_off_the_alarm(recipe, server, tmp_path, capsys):
     server.tell("faults", ["shifted!"])
-    distiller = Distiller(Recipe.load(recipe, ["rollout.mismatch_alarm=0.03"]), progress=Progress())
+    distiller = Distiller.of(Recipe.load(recipe, ["rollout.mismatch_alarm=0.03"]), progress=Progress())
     with pytest.raises(Exception, match=r"0\.05 nats a token apart, above rollout.mismatch_alarm = 0.03"):
-        list(preflight(distiller))
+        list(preflight(distiller.parts))
     distiller.train()
     lines = metrics(tmp_path / "runs" / "served")
     assert all(line["mismatch"] == pytest.approx(0.05, abs=1e-4) for line in lines)
     assert all(line["alarm"].startswith(f"step {line['step']}: the engine's and the learner's") for line in lines)
     assert "write objective: {estimator: sampled, importance_cap: 2}" in lines[0]["alarm"]
     assert capsys.readouterr().out.count("above rollout.mismatch_alarm") == 1  # it goes on, and is said once
-    calm = Distiller(Recipe.load(recipe, ["rollout.mismatch_alarm=0.06", "name=calm"]), progress=Progress(quiet=True))
+    calm = Distiller.of(
+        Recipe.load(recipe, ["rollout.mismatch_alarm=0.06", "name=calm"]), progress=Progress(quiet=True)
+    )
     calm.train()
     assert not any("alarm" in line for line in metrics(tmp_path / "runs" / "calm"))
 
@@ -263,13 +265,13 @@ def test_what_cannot_work_is_refused_by_the_recipe(recipe, settings, sentence):
 def test_nccl_without_a_gpu_is_refused_before_the_run(recipe):
     changed = Recipe.load(recipe, ["rollout.engine.weights=nccl", "rollout.engine.directory=null"])
     with pytest.raises(RecipeError, match="write weights: file"):
-        list(preflight(Distiller(changed, progress=Progress(quiet=True))))
+        list(preflight(build(changed, progress=Progress(quiet=True))))
 
 
 def test_a_server_that_is_too_short_is_refused_before_the_run(recipe, server):
     server.tell("limit", 30)
     with pytest.raises(RecipeError, match="serve with --max-model-len"):
-        list(preflight(Distiller(Recipe.load(recipe), progress=Progress(quiet=True))))
+        list(preflight(build(Recipe.load(recipe), progress=Progress(quiet=True))))
 
 
 def test_a_server_without_the_endpoints_is_told_how_to_serve(recipe):
@@ -277,7 +279,7 @@ def test_a_server_without_the_endpoints_is_told_how_to_serve(recipe):
         threading.Thread(target=files_only.serve_forever, daemon=True).start()
         changed = Recipe.load(recipe, [f"rollout.engine.server=http://127.0.0.1:{files_only.server_port}"])
         with pytest.raises(RecipeError, match="VLLM_SERVER_DEV_MODE=1"):
-            list(preflight(Distiller(changed, progress=Progress(quiet=True))))
+            list(preflight(build(changed, progress=Progress(quiet=True))))
         files_only.shutdown()
 
 
@@ -286,4 +288,4 @@ def test_vllm_that_is_not_installed_is_said_before_the_run(recipe):
         pytest.skip("vLLM is installed here")
     changed = Recipe.load(recipe, ["rollout.engine={kind: vllm}"])
     with pytest.raises(RecipeError, match=r"pip install 'hopd\[vllm\]'"):
-        list(preflight(Distiller(changed, progress=Progress(quiet=True))))
+        list(preflight(build(changed, progress=Progress(quiet=True))))

@@ -8,19 +8,18 @@ from collections import Counter
 
 import pytest
 import torch
-from accelerate import Accelerator
 from scipy.stats import chisquare
 
 from hopd.errors import EngineError, ServerUnavailable
 from hopd.model import load
 from hopd.objective import Objective
+from hopd.processes import Processes
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling, pack
 from hopd.rollout.vllm_server import VllmServerEngine
+from hopd.rollout.weight_sync import WeightSync
 from hopd.sources import ServerSource, VllmServers
 from hopd.tasks.addition import prompt, scratchpad
 from hopd.teacher import LocalTeacher, ServerTeacher
-from hopd.training.delivery import Delivery
-from hopd.training.sharding import Sharding
 from tests.teacher.test_server import STUDENT, TEACHER, metrics, weights
 from tests.vllm_server import VLLM_PYTHON, needs_vllm, vllm_server
 
@@ -51,7 +50,7 @@ def student():
 def delivery(server, student, tmp_path):
     source = VllmServers(kind="vllm_server", server=server, weights="file", directory=str(tmp_path), deadline=60.0)
     engine = VllmServerEngine(student, source)
-    return Delivery(engine, student, Sharding([], 0, 1, lambda t: t), Accelerator(cpu=True), torch.float32)
+    return WeightSync(engine, student, Processes(), torch.float32)
 
 
 @pytest.fixture
@@ -224,7 +223,7 @@ def test_a_run_is_trained_stopped_and_resumed(command, server, tmp_path):
     whole, resumed = (metrics(tmp_path / "runs" / name) for name in ("whole", "trained"))
     assert [line["horizon"] for line in resumed] == [8, 14, 20]
     assert max(line["mismatch"] for line in whole + resumed) < LOG_PROBS
-    assert max(line["delivery_apart"] for line in whole + resumed) < LOG_PROBS
+    assert max(line["weight_sync_apart"] for line in whole + resumed) < LOG_PROBS
     assert not any("alarm" in line for line in whole + resumed)
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in whole], rel=1e-4)
     mine, theirs = weights(tmp_path / "runs" / "trained"), weights(tmp_path / "runs" / "whole")

@@ -5,10 +5,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hopd
+from hopd.build.prompts import build_prompts
 from hopd.errors import TaskError
 from hopd.recipe import AdditionSource
 from hopd.rollout.rollout import FinishReason, Rollout
-from hopd.tasks import PromptFile, PromptSet, RepeatedAddition, build_prompts, encode
+from hopd.tasks import PromptFile, PromptSet, RepeatedAddition, encode
 
 TEMPLATE = "{% for message in messages %}{{ message.content }};{% endfor %}{% if add_generation_prompt %}#{% endif %}"
 

@@ -3,8 +3,9 @@ import re
 
 import pytest
 
+from hopd.build.prompts import build_task
 from hopd.recipe import Recipe
-from hopd.tasks import TwoPhase, build_task
+from hopd.tasks import TwoPhase
 from hopd.tasks.addition import is_held_out
 from hopd.tasks.two_phase import worked
 

@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from hopd import Distiller, Recipe
+from hopd.build import build
 from hopd.errors import RecipeError, TeacherUnavailable
+from hopd.forecast.preflight import preflight
 from hopd.model import load
 from hopd.objective import Objective
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
+from hopd.run.progress import Progress
 from hopd.sources import ServerSource
 from hopd.teacher import LocalTeacher, ServerTeacher
-from hopd.training.preflight import preflight
-from hopd.training.progress import Progress
 
 STUDENT, TEACHER = (str(files("hopd") / "quickstart" / name) for name in ("student", "teacher"))
 KEY = "sk-never-to-be-seen-9431"
@@ -233,7 +234,7 @@ def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_b
 
 def test_two_hundred_faults_leave_no_trace_in_the_weights(recipe, server, tmp_path):
     def run(name):
-        Distiller(
+        Distiller.of(
             Recipe.load(recipe, [f"name={name}", "training.steps=50", "teacher.sequences=1"]),
             progress=Progress(quiet=True),
         ).train()
@@ -337,12 +338,12 @@ def test_other_weights_after_a_stop_are_found_by_the_resume(command, recipe, ser
 )
 def test_what_a_server_cannot_give_is_refused_before_the_run(recipe, settings, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        list(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+        list(preflight(build(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
 
 
 def test_a_key_that_would_go_to_another_machine_unencrypted_is_pointed_out(recipe, server):
     def looks(*settings):
-        return "\n".join(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+        return "\n".join(preflight(build(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
 
     assert "unencrypted" not in looks()
     other = f"http://0.0.0.0:{server.port}"  # this machine by a name that is not its loopback
@@ -383,7 +384,7 @@ def test_a_certificate_that_nobody_vouches_for_gets_no_request(recipe, tmp_path)
         address = f"https://127.0.0.1:{listening.server_port}"
         settings = [f"teacher.server={address}", "teacher.deadline=0.2"]
         with pytest.raises(TeacherUnavailable, match="certificate verify failed"):
-            list(preflight(Distiller(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
+            list(preflight(build(Recipe.load(recipe, settings), progress=Progress(quiet=True))))
         listening.shutdown()
     assert not asked
 

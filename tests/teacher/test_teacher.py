@@ -3,17 +3,17 @@ import json
 import pytest
 import torch
 
+from hopd.build.models import compare_vocabularies, load_models
+from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
+from hopd.forecast.preflight import preflight
 from hopd.model import load
 from hopd.objective import Detail, LossTokens, Objective, SampledSignal
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
+from hopd.run.progress import Progress
 from hopd.tasks import RepeatedAddition
 from hopd.teacher import LocalTeacher, RoutedTeacher
-from hopd.training.distiller import Distiller
-from hopd.training.models import compare_vocabularies, load_models
-from hopd.training.preflight import preflight
-from hopd.training.progress import Progress
 
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
 
@@ -79,10 +79,10 @@ def test_preflight_asks_every_teacher_and_the_run_is_routed(tmp_path):
             "training": {"steps": 1, "learning_rate": 1e-4},
         }
     )
-    run = Distiller(recipe, progress=Progress(quiet=True))
+    run = Distiller.of(recipe, progress=Progress(quiet=True))
     assert any("real step" in line for line in preflight(run))
     run.train()
-    assert run.directory.read("metrics")[0]["loss"] > 0
+    assert run.parts.directory.read("metrics")[0]["loss"] > 0
 
 
 def test_a_teacher_that_is_not_there_is_named(student):

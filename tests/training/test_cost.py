@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hopd.lora import add_adapters
 from hopd.model import LanguageModel, load, resolve
+from hopd.processes import Processes
+from hopd.run.ledger import Account, Ledger
 from hopd.training.cost import PassCost
-from hopd.training.ledger import Account, Ledger
 
 STUDENT = "package:hopd/quickstart/student"
 
@@ -84,9 +85,16 @@ def test_accounts_add_and_subtract(a, b):
     assert sum((total - b).flops.values()) == sum(a.flops.values())
 
 
+class Twice(Processes):
+    """Sums as two processes with equal work do."""
+
+    def sum(self, tensor):
+        return 2 * tensor
+
+
 def work(ledger, tokens):
     ledger.add("rollout", 10.0 * tokens, generated_tokens=tokens)
-    ledger.commit(lambda tensor: tensor)
+    ledger.commit(Processes())
 
 
 def test_a_resume_never_takes_back_what_was_spent(tmp_path):
@@ -125,7 +133,7 @@ def test_a_commit_adds_up_the_processes(tmp_path):
     ledger.add("rollout", 7.0, generated_tokens=3)
     with ledger.phase("rollout"):
         pass
-    ledger.commit(lambda tensor: 2 * tensor)
+    ledger.commit(Twice())
     assert ledger.run.generated_tokens == 6
     assert ledger.run.flops == {"rollout": 14.0}
     assert 0 < ledger.run.seconds["rollout"] < 1

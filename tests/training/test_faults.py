@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hopd import Distiller, Recipe
 from hopd.errors import NonFiniteLoss
-from hopd.training import checkpoint
+from hopd.run import checkpoint
 
 TEACHER = Path(str(files("hopd") / "quickstart" / "teacher"))
 # Two additions: the `#` stands at response token 58, where only the third step's horizon of 70 gets to.
@@ -74,14 +74,14 @@ def small_files(limit):
 
 def test_a_nan_of_the_teacher_stops_before_the_update_and_names_the_rollout(tiny, tmp_path):
     teacher = teacher_without("#", tmp_path / "teacher")
-    run = Distiller(Recipe.load(tiny, [*UNTIL_THE_END, f"teacher.model={teacher}"]))
+    run = Distiller.of(Recipe.load(tiny, [*UNTIL_THE_END, f"teacher.model={teacher}"]))
     with pytest.raises(
         NonFiniteLoss, match=r"the loss is nan at response token \d+ of rollout of prompt \d+, sample 0"
     ):
         run.train()
     directory = tmp_path / "runs" / "tiny"
     assert steps_saved(directory) == [1, 2]
-    saved, held = weights(directory, 2), run.student.model.state_dict()
+    saved, held = weights(directory, 2), run.parts.student.model.state_dict()
     assert all(torch.equal(saved[name], held[name]) for name in saved)
     assert all(weight.isfinite().all() for weight in saved.values())
     assert [line["step"] for line in lines(directory / "metrics.jsonl")] == [1, 2]
@@ -90,10 +90,10 @@ def test_a_nan_of_the_teacher_stops_before_the_update_and_names_the_rollout(tiny
 def test_a_nan_in_a_later_micro_batch_updates_nothing_either(tiny, tmp_path):
     teacher = teacher_without("#", tmp_path / "teacher")
     one_rollout_each = "training.tokens_per_batch=1"
-    run = Distiller(Recipe.load(tiny, [*UNTIL_THE_END, f"teacher.model={teacher}", one_rollout_each]))
+    run = Distiller.of(Recipe.load(tiny, [*UNTIL_THE_END, f"teacher.model={teacher}", one_rollout_each]))
     with pytest.raises(NonFiniteLoss):
         run.train()
-    saved, held = weights(tmp_path / "runs" / "tiny", 2), run.student.model.state_dict()
+    saved, held = weights(tmp_path / "runs" / "tiny", 2), run.parts.student.model.state_dict()
     assert all(torch.equal(saved[name], held[name]) for name in saved)
 
 
@@ -249,8 +249,8 @@ def test_a_run_that_is_stopped_before_its_first_step_is_resumed_from_the_beginni
             signal.raise_signal(signal.SIGTERM)
             return super().sample(*arguments, **options)
 
-    run = Distiller(Recipe.load(tiny))
-    run.engine = Stopping(run.student)
+    run = Distiller.of(Recipe.load(tiny))
+    run.parts.engine = Stopping(run.parts.student)
     with pytest.raises(Interrupted) as stop:
         run.train()
     assert stop.value.exit_code == 143

@@ -4,13 +4,14 @@ import threading
 
 import pytest
 
+from hopd.distiller import Distiller
 from hopd.errors import Interrupted
+from hopd.processes import Processes
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine
-from hopd.training import checkpoint
-from hopd.training.distiller import Distiller
-from hopd.training.interruption import Interruption
-from hopd.training.progress import Progress
+from hopd.run import checkpoint
+from hopd.run.interruption import Interruption
+from hopd.run.progress import Progress
 
 
 def tell(signum=signal.SIGTERM):
@@ -36,17 +37,19 @@ def test_elsewhere_it_waits_for_the_next_welcome():
 
 
 def test_several_processes_stop_together_between_two_steps():
-    import torch
+    class AnotherWasTold(Processes):
+        def total(self, value):
+            return value + 1
 
     with Interruption(together=True) as interruption:
-        interruption.agree(lambda tensor: tensor, torch.device("cpu"))
+        interruption.agree(Processes())
         tell()
         with interruption.welcome():
             pass
         with pytest.raises(Interrupted):
-            interruption.agree(lambda tensor: tensor, torch.device("cpu"))
+            interruption.agree(Processes())
     with Interruption(together=True) as untold, pytest.raises(Interrupted):
-        untold.agree(lambda tensor: tensor + 1, torch.device("cpu"))  # another process was told
+        untold.agree(AnotherWasTold())
 
 
 def test_the_handlers_of_before_come_back():
@@ -97,14 +100,14 @@ def test_a_step_that_is_given_up_is_saved_around_and_accounted_for(tmp_path):
             "training": {"steps": 5, "learning_rate": 1e-4},
         }
     )
-    run = Distiller(recipe, progress=Progress(quiet=True))
-    run.engine = Told(run.student)
+    run = Distiller.of(recipe, progress=Progress(quiet=True))
+    run.parts.engine = Told(run.parts.student)
     with pytest.raises(Interrupted):
         run.train()
-    assert [c.step for c in checkpoint.find(run.directory.checkpoints)] == [2]
-    assert run.ledger.run.generated_tokens == 2 * 4 * 6
-    assert run.ledger.redone.seconds["rollout"] > 0
-    resumed = Distiller(recipe, resume=True, progress=Progress(quiet=True))
+    assert [c.step for c in checkpoint.find(run.parts.directory.checkpoints)] == [2]
+    assert run.parts.ledger.run.generated_tokens == 2 * 4 * 6
+    assert run.parts.ledger.redone.seconds["rollout"] > 0
+    resumed = Distiller.of(recipe, resume=True, progress=Progress(quiet=True))
     resumed.train()
-    assert resumed.ledger.run.generated_tokens == 5 * 4 * 6
-    assert resumed.ledger.redone.seconds["rollout"] > 0
+    assert resumed.parts.ledger.run.generated_tokens == 5 * 4 * 6
+    assert resumed.parts.ledger.redone.seconds["rollout"] > 0

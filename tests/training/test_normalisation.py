@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from hopd.horizon import First, Segment, Whole
 from hopd.model import load
 from hopd.objective import Objective
+from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
+from hopd.run.ledger import Ledger
 from hopd.tasks import RepeatedAddition
 from hopd.teacher import LocalTeacher
 from hopd.training.cost import PassCost
 from hopd.training.learner import Learner
-from hopd.training.ledger import Ledger
 from hopd.training.optimizer import MasterOptimizer
-from hopd.training.sharding import Sharding
 from hopd.training.statistics import StepStatistics
 
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
@@ -56,8 +56,7 @@ def learner(models, tmp_path, objective=None, window=None, tokens_per_batch=8192
         window=window or Whole(),
         optimizer=MasterOptimizer(student.model, TrainingSection(steps=1, learning_rate=1e-4), 1),
         ledger=Ledger(tmp_path / "ledger.json"),
-        sharding=Sharding([], 0, 1, lambda tensor: tensor),
-        reduce=lambda tensor: tensor,
+        processes=Processes(),
         temperature=1.0,
         tokens_per_batch=tokens_per_batch,
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hopd.model import load
+from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.training.optimizer import MasterOptimizer
 
@@ -19,10 +20,6 @@ def gradients(model, scale=1.0):
     (scale * model.hidden(IDS).float().pow(2).mean()).backward()
 
 
-def identity(tensor):
-    return tensor
-
-
 def test_in_fp32_it_is_plain_adamw():
     ours, plain = load(STUDENT), load(STUDENT)
     optimizer = MasterOptimizer(ours.model, settings(weight_decay=0.1, clip_norm=1e9), 10)
@@ -34,7 +31,7 @@ def test_in_fp32_it_is_plain_adamw():
     for step in range(3):
         gradients(ours)
         gradients(plain)
-        optimizer.step(step, identity)
+        optimizer.step(step, Processes())
         adamw.step()
         adamw.zero_grad()
     for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
@@ -50,7 +47,7 @@ def test_bf16_keeps_updates_that_bf16_alone_would_lose():
     assert optimizer.masters["model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32
     for step in range(5):
         gradients(model)
-        optimizer.step(step, identity)
+        optimizer.step(step, Processes())
     moved = (optimizer.masters["model.layers.0.self_attn.q_proj.weight"] - before).abs()
     assert 4e-7 < float(moved.max()) < 6e-7
     assert float((weight - copy_before).abs().max()) <= float(copy_before.abs().max()) * 2**-8
@@ -74,7 +71,7 @@ def test_nothing_moves_where_the_gradient_is_not_finite():
     optimizer = MasterOptimizer(model.model, settings(), 10)
     before = copy.deepcopy(model.model.state_dict())
     gradients(model, float("inf"))
-    assert not torch.isfinite(torch.tensor(optimizer.step(0, identity)))
+    assert not torch.isfinite(torch.tensor(optimizer.step(0, Processes())))
     for name, tensor in model.model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -84,7 +81,7 @@ def test_the_norm_is_clipped():
     small, large = MasterOptimizer(a.model, settings(clip_norm=1e-3), 10), MasterOptimizer(b.model, settings(), 10)
     gradients(a)
     gradients(b)
-    assert small.step(0, identity) == pytest.approx(large.step(0, identity))
+    assert small.step(0, Processes()) == pytest.approx(large.step(0, Processes()))
     first = next(iter(small.masters))
     assert float(small.state()[f"exp_avg.{first}"].norm()) < float(large.state()[f"exp_avg.{first}"].norm())
 

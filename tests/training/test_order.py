@@ -95,4 +95,4 @@ def test_a_run_has_its_steps_or_the_whole_steps_of_its_epochs(length: dict[str, 
             "training": {"learning_rate": 1e-4} | length,
         }
     )
-    assert PromptOrder(prompts(14), recipe.rollout.prompts, recipe.seed).steps(recipe) == steps
+    assert PromptOrder(prompts(14), recipe.rollout.prompts, recipe.seed).steps(recipe.training) == steps

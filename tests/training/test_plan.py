@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from hopd.distiller import Distiller
+from hopd.forecast.plan import make_plan
+from hopd.forecast.preflight import stages
 from hopd.recipe import Recipe
-from hopd.training.distiller import Distiller
-from hopd.training.plan import make_plan
-from hopd.training.preflight import stages
 
 
 def ledger_of(recipe):
-    result = Distiller(recipe).train()
+    result = Distiller.of(recipe).train()
     return json.loads((result.directory.path / "ledger.json").read_text())["run"]
 
 

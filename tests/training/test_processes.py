@@ -134,14 +134,14 @@ DISAGREES = """
 import sys
 from hopd import Recipe
 from hopd.horizon import Decision, Truncated
-from hopd.training.distiller import Distiller
+from hopd.distiller import Distiller
 import os
 
 class Disagrees(Truncated):
     def decide(self, step):
         return Decision(5 + 10 * int(os.environ["RANK"]), f"of process {os.environ['RANK']}")
 
-run = Distiller(Recipe.load(sys.argv[1]), controller=Disagrees(60, tokens=5))
+run = Distiller.of(Recipe.load(sys.argv[1]), controller=Disagrees(60, tokens=5))
 run.train()
 """
 

@@ -12,7 +12,7 @@ import pytest
 from hopd.recipe import Recipe
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["hopd.training.distiller", "hopd.quickstart", "transformers.models.llama"])
+context.set_forkserver_preload(["hopd.distiller", "hopd.quickstart", "transformers.models.llama"])
 
 STEPS = 12
 
@@ -38,11 +38,11 @@ def recipe(output, name="run"):
 def distil(output):
     import torch
 
-    from hopd.training.distiller import Distiller
-    from hopd.training.progress import Progress
+    from hopd.distiller import Distiller
+    from hopd.run.progress import Progress
 
     torch.set_num_threads(1)
-    Distiller(recipe(output), resume=True, progress=Progress(quiet=True)).train()
+    Distiller.of(recipe(output), resume=True, progress=Progress(quiet=True)).train()
 
 
 def start(output):

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hopd.build.models import load_models
+from hopd.build.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.statistics import paired_interval
 from hopd.model import LanguageModel
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
-from hopd.tasks import PromptSet, build_prompts
-from hopd.training.models import load_models
+from hopd.tasks import PromptSet
 
 RATIOS = (0.0, 0.025, 0.05, 0.1, 0.25, 0.5)
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopd.build.models import load_models
+from hopd.build.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
@@ -20,8 +22,6 @@ from hopd.objective.head import BLOCK_BYTES, chunks
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
 from hopd.sources import ModelSource
-from hopd.tasks import build_prompts
-from hopd.training.models import load_models
 
 TOP = 16
 QUANTILES = (0.5, 0.9, 0.99)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.evaluation.statistics import paired_interval
 from hopd.horizon import Segment
 from hopd.recipe import Recipe
-from hopd.training.distiller import Distiller
-from hopd.training.progress import Progress
+from hopd.run.progress import Progress
 
 STARTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 WIDTH = 0.1
@@ -107,7 +107,7 @@ def of_segment(recipe: Recipe, steps: int, out: Path, start: float, end: float) 
 
 def train_segment(recipe: Recipe) -> tuple[list[dict[str, Any]], list[float]]:
     """The evaluations of the run and the last scores of each problem; an interrupted run goes on."""
-    directory = Distiller(recipe, resume=True, progress=Progress(quiet=True)).train().directory
+    directory = Distiller.of(recipe, resume=True, progress=Progress(quiet=True)).train().directory
     return directory.read("evaluations"), directory.read("scores")[-1]["scores"]
 
 

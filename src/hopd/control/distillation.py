@@ -13,7 +13,8 @@ from hopd.control.policy import Policy, log_prob
 from hopd.horizon import Controller
 from hopd.objective.credit import discounted_credit
 from hopd.objective.estimator import sampled
-from hopd.training.ledger import Ledger
+from hopd.processes import Processes
+from hopd.run.ledger import Ledger
 
 EVALUATED = 256  # rollouts of an evaluation, always of full length ("success@256")
 
@@ -77,7 +78,7 @@ def distil(
         costs.add(
             generated_tokens=tokens, scored_tokens=tokens, trained_tokens=tokens, full_rollouts_tokens=rollouts * STEPS
         )
-        costs.commit(lambda counts: counts)
+        costs.commit(Processes())
         if (step + 1) % every == 0:
             spent = costs.run
             success = _success(student, course, looked)

@@ -1,26 +1,38 @@
-"""The evaluation that a recipe asks for, ready to be run on the student as it stands."""
+"""The evaluation that a recipe asks for, ready to be run on the student as it stands. It knows the full length, and
+not the horizon."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.divergence import Divergence, measure_divergence
-from hopd.model import LanguageModel, is_adapters, load
-from hopd.recipe import EvaluationSection, Recipe
-from hopd.rollout import Engine, NativeEngine, Prompt, Rollout, Sampling
-from hopd.sources import ModelSource
-from hopd.tasks import PromptSet, build_prompts
+from hopd.evaluation.evaluation import Evaluation
+from hopd.model import LanguageModel
+from hopd.processes import Processes
+from hopd.recipe import EvaluationSection
+from hopd.rollout import Engine, NativeEngine, Rollout, Sampling
+from hopd.tasks import PromptSet
+
+SAMPLES_KEPT = 4  # rollouts of each evaluation that are written out for people to read
+
+
+@dataclass(frozen=True)
+class Found:
+    """The measure, the same on every process; each problem's score with the mark of the problems; a few rollouts."""
+
+    measure: Accuracy | Divergence
+    scores: dict[str, Any]
+    samples: list[dict[str, Any]]
 
 
 class Evaluator:
-    """Knows the full length and not the horizon. Prompts are shared out over the processes. `engine` samples from the
-    student; the native one, if there is none."""
+    """Shares prompts out over the processes. `engine` samples from the student, `teacher` is a local one.
+
+    Raises `RecipeError` where the measure needs a teacher that is not there.
+    """
 
     def __init__(
         self,
@@ -28,72 +40,60 @@ class Evaluator:
         prompts: PromptSet,
         student: LanguageModel,
         full_tokens: int,
-        processes: Accelerator,
+        engine: Engine,
+        processes: Processes,
         teacher: LanguageModel | None = None,
-        engine: Engine | None = None,
     ):
         if settings.measure == "divergence" and teacher is None:
             raise RecipeError("evaluation.measure: divergence needs one local teacher; write measure: accuracy")
         if settings.measure == "accuracy":  # whether answers can be checked is better known now than at the end
             prompts.task.score(next(iter(prompts.problems.values())), "")
         self.settings, self.prompts, self.student, self.teacher = settings, prompts, student, teacher
-        self.full_tokens, self.processes = full_tokens, processes
-        self.engine = engine or NativeEngine(student, settings.rows)
+        self.full_tokens, self.engine, self.processes = full_tokens, engine, processes
 
-    def run(self) -> tuple[Accuracy | Divergence, Sequence[Rollout]]:
-        """The measure, the same on every process, and the rollouts that it was taken from."""
+    def is_due(self, step: int, total_steps: int, training_flops: float, last: Evaluation | None) -> bool:
+        """Tells whether to evaluate after `step` steps of `total_steps`, which cost `training_flops`: at the start if
+        asked, at the end, and between at the recipe's interval; not twice at one step."""
+        settings = self.settings
+        if last is not None and last.step == step:
+            return False
+        if step == 0:
+            return settings.at_start
+        if step == total_steps:
+            return True
+        if settings.every_flops is not None:
+            before = last.training_flops if last else 0.0
+            return training_flops // settings.every_flops > before // settings.every_flops
+        return settings.every is not None and step % settings.every == 0
+
+    def run(self) -> Found:
+        """Measures the student. All processes call it together."""
+        measured: Accuracy | Divergence
         if self.settings.measure == "divergence":
             assert self.teacher is not None
-            return measure_divergence(self.student, self.teacher, self.answers), self.answers
-        rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
-        return measure(rollouts, self.prompts, self.settings.samples), rollouts
-
-    def sample_line(self, rollout: Rollout) -> dict[str, Any]:
-        """One rollout for people to read."""
-        problem = self.prompts.problems[rollout.prompt.id]
-        line = {"prompt": problem.prompt, "response": self.prompts.text(rollout), "finish": rollout.finish.value}
-        scored = {} if self.settings.measure == "divergence" else {"score": self.prompts.score(rollout)}
-        return line | {"length": rollout.length} | scored
-
-    def scores_line(self, measured: Accuracy | Divergence) -> dict[str, Any]:
-        """The score of each problem, and a mark of what was asked: scores of other problems are no pairs of these."""
-        return {"problems": self.prompts.mark, "scores": [round(score, 6) for score in measured.scores]}
+            rollouts: Sequence[Rollout] = self.answers
+            with self.student.sharding.unsharded():
+                measured = measure_divergence(self.student, self.teacher, rollouts)
+        else:
+            rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
+            measured = measure(rollouts, self.prompts, self.settings.samples)
+        scores = {"problems": self.prompts.mark, "scores": [round(score, 6) for score in measured.scores]}
+        return Found(measured, scores, [self._for_people(rollout) for rollout in rollouts[:SAMPLES_KEPT]])
 
     @cached_property
     def answers(self) -> list[Rollout]:
-        """The teacher's own, at the evaluation's temperature; made once."""
+        """The teacher's own rollouts, at the evaluation's temperature; sampled once."""
         assert self.teacher is not None
         return self._sample(NativeEngine(self.teacher, self.settings.rows), self.settings.sampling, 1)
 
     def _sample(self, engine: Engine, sampling: Sampling, samples: int) -> list[Rollout]:
-        mine: Sequence[Prompt] = self.prompts.prompts[self.processes.process_index :: self.processes.num_processes]
+        mine = self.prompts.prompts[self.processes.rank :: self.processes.size]
         made = engine.sample(mine, self.full_tokens, sampling, self.settings.seed, samples)
         order = {prompt.id: index for index, prompt in enumerate(self.prompts.prompts)}
-        return sorted(gather_object(made), key=lambda r: (order[r.prompt.id], r.sample))
+        return sorted(self.processes.gather(made), key=lambda r: (order[r.prompt.id], r.sample))
 
-
-def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accuracy | Divergence:
-    """`hopd eval`: a model from anywhere, measured as the recipe's evaluation says."""
-    if recipe.evaluation is None:
-        raise RecipeError("the recipe has no evaluation section; it says what a model is evaluated on")
-    settings = recipe.evaluation
-    if greedy:
-        settings = settings.model_copy(update={"temperature": 0.0, "samples": 1})
-    processes = Accelerator(cpu=not torch.accelerator.is_available())
-    student = load(
-        source,
-        device=processes.device,
-        layers=recipe.student.layers if is_adapters(source) else None,
-        trust_remote_code=recipe.student.trust_remote_code,
-    )
-    teacher = None
-    if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
-        teacher = load(
-            recipe.teacher.model,
-            device=processes.device,
-            layers=recipe.teacher.layers,
-            trust_remote_code=recipe.teacher.trust_remote_code,
-        )
-    rollout = recipe.rollout
-    prompts = build_prompts(settings.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
-    return Evaluator(settings, prompts, student, rollout.full_tokens, processes, teacher).run()[0]
+    def _for_people(self, rollout: Rollout) -> dict[str, Any]:
+        problem = self.prompts.problems[rollout.prompt.id]
+        line = {"prompt": problem.prompt, "response": self.prompts.text(rollout), "finish": rollout.finish.value}
+        scored = {} if self.settings.measure == "divergence" else {"score": self.prompts.score(rollout)}
+        return line | {"length": rollout.length} | scored

@@ -2,12 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+
+from hopd.processes import Processes
 
 
 class FaultKind(StrEnum):
@@ -47,11 +47,11 @@ class Losses:
     def __add__(self, other: "Losses") -> "Losses":
         return Losses(self.faults + other.faults, self.retries + other.retries, self.seconds + other.seconds)
 
-    def metrics(self, whose: str, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """Of `whose` servers, "teacher" say: `teacher_retries`, `teacher_seconds_lost`, and `teacher_faults_KIND` of
-        the kinds that there were. `reduce` sums over the processes."""
+    def metrics(self, whose: str, processes: Processes) -> dict[str, float]:
+        """Sums over the processes, by name. Of `whose` servers, "teacher" for example: `teacher_retries`,
+        `teacher_seconds_lost`, and `teacher_faults_KIND` of the kinds that there were."""
         counts = [float(self.faults[kind]) for kind in FaultKind]
-        summed = reduce(torch.tensor([self.retries, self.seconds, *counts], dtype=torch.float64, device=device))
+        summed = processes.sum(torch.tensor([self.retries, self.seconds, *counts], dtype=torch.float64))
         retries, seconds, *by_kind = summed.tolist()
         named = {f"{whose}_faults_{kind}": int(n) for kind, n in zip(FaultKind, by_kind, strict=True) if n}
         return {f"{whose}_retries": int(retries), f"{whose}_seconds_lost": seconds, **named}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hopd.evaluation.evaluator import evaluate_model
+from hopd.build.evaluator import evaluate_model
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import HELD_OUT, OPD, POPD, SEEDS, Setting, final, quickstart, topd, train
-from hopd.training.files import write_atomically
+from hopd.run.directory import write_atomically
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 POINT = 0.01 + 1e-9  # a difference of exactly one point is within it

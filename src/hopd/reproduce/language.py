@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hopd.distiller import Distiller
 from hopd.quickstart import RECIPE
 from hopd.recipe import Recipe
-from hopd.training.distiller import Distiller
-from hopd.training.progress import Progress
+from hopd.run.progress import Progress
 
 SEEDS = 3
 OPD = {"controller": "full"}
@@ -68,7 +68,7 @@ def quickstart(
 def train(recipe: Recipe) -> list[dict[str, Any]]:
     """The evaluations of the run, each with its costs; a run that was interrupted goes on. Seconds are the processor's:
     other programs on the machine, and the experiment on its other core, add none."""
-    result = Distiller(recipe, resume=True, progress=Progress(quiet=True), clock=time.process_time).train()
+    result = Distiller.of(recipe, resume=True, progress=Progress(quiet=True), clock=time.process_time).train()
     return list(result.directory.read("evaluations"))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hopd.evaluation.evaluator import evaluate_model
+from hopd.build.evaluator import evaluate_model
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import OPD, SEEDS, final, quickstart, topd, train

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hopd.reproduce.experiment import Experiment, table
-from hopd.training.files import write_atomically
+from hopd.run.directory import write_atomically
 
 Log = Callable[[str], None]
 

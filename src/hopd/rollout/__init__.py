@@ -3,7 +3,7 @@
 from hopd.rollout.batch import Batch, pack
 from hopd.rollout.engine import Engine
 from hopd.rollout.native import NativeEngine
-from hopd.rollout.random import fold, uniform
+from hopd.rollout.random import Stream, fold, uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 
@@ -15,6 +15,7 @@ __all__ = [
     "Prompt",
     "Rollout",
     "Sampling",
+    "Stream",
     "fold",
     "pack",
     "uniform",

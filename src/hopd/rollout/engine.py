@@ -1,7 +1,8 @@
 """What makes rollouts. The training loop and the evaluation know engines by these protocols only."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,18 +12,28 @@ from hopd.rollout.rollout import Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 
 
-@runtime_checkable
-class Engine(Protocol):
+class Engine(ABC):
+    """Samples from the student as it is at the time of the call."""
+
+    @abstractmethod
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """`samples` rollouts of each prompt, of at most `max_tokens` response tokens: all of the first prompt's, then
-        all of the second's; none of no prompts. The random numbers depend on `seed`, prompt id, sample and position,
-        and nothing else."""
-        ...
+        """Returns `samples` rollouts of each prompt, of at most `max_tokens` response tokens: all of the first
+        prompt's, then all of the second's; none of no prompts. The random numbers depend on `seed`, prompt id, sample
+        and position, and nothing else."""
+
+    def check(self, longest: int) -> Iterable[str]:
+        """Returns a sentence for each look at the engine before a run whose longest prompt and full response make
+        `longest` tokens. Raises a `HopdError` for what cannot work."""
+        return ()
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what the last step showed of the engine, by name. All processes call it together."""
+        return {}
 
 
-class CopyEngine(Engine, Protocol):
+class CopyEngine(Protocol):
     """An engine that decodes with a copy of the student's weights.
 
     With `shared`, all processes sample from one copy: the first one's `receive` fills it, and what that gives goes to
@@ -32,9 +43,14 @@ class CopyEngine(Engine, Protocol):
     shared: bool
     losses: Losses
 
-    def check(self, longest: int) -> Iterator[str]:
-        """A sentence for each look before a run whose longest prompt and full response make `longest` tokens. Raises a
-        `HopdError` for what cannot work."""
+    def sample(
+        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
+    ) -> list[Rollout]:
+        """Returns rollouts as `Engine.sample` does; weights must have been received."""
+        ...
+
+    def check(self, longest: int) -> Iterable[str]:
+        """Returns sentences as `Engine.check` does."""
         ...
 
     def receive(self, weights: Mapping[str, Tensor]) -> Any:

@@ -18,7 +18,8 @@ from hopd.model import LanguageModel
 from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
 from hopd.rollout.decoder import Decoder
-from hopd.rollout.decoding import decoding
+from hopd.rollout.decoding import decoding, decoding_note
+from hopd.rollout.engine import Engine
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
@@ -38,7 +39,7 @@ class _Unit:
     samples: range
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """`rows`: the most rollouts that decode at once; more need more memory for keys and values."""
 
     def __init__(self, model: LanguageModel, rows: int = 64):
@@ -48,10 +49,20 @@ class NativeEngine:
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """See `Engine.sample`. Raises `TaskError` for a prompt that leaves no room in the model's context."""
+        """See `Engine.sample`. Raises `TaskError` for a prompt that leaves no room in the model's context.
+
+        Of a sharded model every process holds all weights meanwhile: no token waits for another process.
+        """
+        with self.model.sharding.unsharded():
+            return self._sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
+
+    def check(self, longest: int) -> list[str]:
+        return [decoding_note(self.model)]
+
+    def _sample(
+        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int
+    ) -> list[Rollout]:
         context = self.model.context
-        if not prompts:
-            return []
         for prompt in prompts:
             if len(prompt.ids) == 0 or (context is not None and len(prompt.ids) >= context):
                 raise TaskError(

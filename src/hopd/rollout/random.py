@@ -6,8 +6,19 @@ before and after a resume, and whatever the horizon (a shorter rollout is a pref
 The hash chains SplitMix64's finalizer (Steele, Lea & Flood, 2014) over the four counters.
 """
 
+from enum import IntEnum
+
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class Stream(IntEnum):
+    """Names what is drawn besides rollouts: a counter after a seed, so that no two things draw the same numbers."""
+
+    WINDOW = 1  # after a step's seed: where a random loss window begins
+    SHUFFLE = 2  # after the run's seed, before the epoch: the order of the prompts
+    ADAPTERS = 2**62  # after the run's seed, where other counters are steps: the first weights of LoRA's adapters
+
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -1,7 +1,6 @@
 """Where prompts come from and how an answer is checked."""
 
 from hopd.tasks.addition import RepeatedAddition
-from hopd.tasks.build import build_prompts, build_task
 from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Problem, Task
@@ -16,7 +15,5 @@ __all__ = [
     "RepeatedAddition",
     "Task",
     "TwoPhase",
-    "build_prompts",
-    "build_task",
     "encode",
 ]

@@ -1,7 +1,7 @@
 """One optimiser step from a set of rollouts. It knows nothing of horizons, prompts or files."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,22 +13,19 @@ from hopd.layers import fast_layers
 from hopd.model import LanguageModel
 from hopd.objective import Objective
 from hopd.objective.objective import Statistics
-from hopd.rollout import Batch, Rollout, fold, pack, uniform
+from hopd.processes import Processes
+from hopd.rollout import Batch, Rollout, Stream, fold, pack, uniform
+from hopd.run.ledger import Ledger
 from hopd.teacher import BaseTeacher, Teacher
-from hopd.teacher.build import served_by
+from hopd.teacher.remote_teachers import RemoteTeachers, remote_by_name
 from hopd.training.cost import PassCost
-from hopd.training.ledger import Ledger
 from hopd.training.optimizer import MasterOptimizer
-from hopd.training.served import ServedTeachers
-from hopd.training.sharding import Sharding
 from hopd.training.statistics import StepStatistics
-
-WINDOW = 1  # counter of the random windows, beside those of the rollouts
 
 
 @dataclass
 class Learner:
-    """`reduce` sums a tensor over the processes; with one process it gives it back."""
+    """Holds what an update needs; `teacher_costs` are those of local teachers, by name."""
 
     student: LanguageModel
     teacher: Teacher
@@ -38,28 +35,28 @@ class Learner:
     window: Window
     optimizer: MasterOptimizer
     ledger: Ledger
-    sharding: Sharding
-    reduce: Callable[[Tensor], Tensor]
+    processes: Processes
     temperature: float
     tokens_per_batch: int
-    served: ServedTeachers = field(init=False)
+    remote: RemoteTeachers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.served = ServedTeachers(served_by(self.teacher), self.reduce, self.student.device)
+        self.remote = RemoteTeachers(remote_by_name(self.teacher), self.processes)
 
     def fetch(self, mini_batches: Sequence[Sequence[Rollout]], seed: int) -> None:
-        """Has served teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
-        if self.served.teachers:
+        """Has remote teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
+        if self.remote.teachers:
             with self.ledger.phase("teacher"):
-                self.served.fetch([batch for rollouts in mini_batches for batch in self.batches(rollouts, seed)])
+                self.remote.fetch([batch for rollouts in mini_batches for batch in self.batches(rollouts, seed)])
 
     def accumulate(self, rollouts: Sequence[Rollout], seed: int, statistics: StepStatistics) -> None:
         """The gradient of sum over loss tokens / their number in the whole optimiser step: all micro-batches and all
         processes together. Raises `NonFiniteLoss`, which names the rollout."""
         batches = self.batches(rollouts, seed)
         mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
-        count = float(self.reduce(torch.tensor(mine, dtype=torch.float64, device=self.student.device)))
-        passes = int(self.sharding.most(len(batches), self.student.device))
+        count = self.processes.total(mine)
+        # Processes that share a model gather its layers together, equally often.
+        passes = int(self.processes.highest(len(batches))) if self.student.sharding.units else len(batches)
         with fast_layers(self.student.backbone):
             for batch in batches:
                 total, terms = self.loss(batch)
@@ -76,8 +73,8 @@ class Learner:
         """Updates the student, and gives the gradient's norm. Raises `NonFiniteLoss` and leaves it as it was where the
         norm is not finite."""
         with self.ledger.phase("update"):
-            self.sharding.part_again()
-            norm = self.optimizer.step(step, self.reduce)
+            self.student.sharding.reshard()
+            norm = self.optimizer.step(step, self.processes)
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"the gradient of step {step} has the norm {norm}, though every loss was finite")
         return norm
@@ -86,7 +83,7 @@ class Learner:
         """Micro-batches of the tokens that the loss window keeps."""
         prompts = torch.tensor([rollout.prompt.id for rollout in rollouts], dtype=torch.long)
         samples = torch.tensor([rollout.sample for rollout in rollouts], dtype=torch.long)
-        draws = uniform(fold(seed, WINDOW), prompts, samples, torch.zeros(1, dtype=torch.long))[:, 0].tolist()
+        draws = uniform(fold(seed, Stream.WINDOW), prompts, samples, torch.zeros(1, dtype=torch.long))[:, 0].tolist()
         spans = [self.window.span(rollout.length, u) for rollout, u in zip(rollouts, draws, strict=True)]
         return pack(
             rollouts, spans, self.tokens_per_batch, self.student.device, whole_response=self.objective.gamma > 0
@@ -101,7 +98,7 @@ class Learner:
             return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
 
     def _pass_for_others(self) -> None:
-        """Adds nothing to any gradient: processes that share a model put its layers together equally often."""
+        """Runs a pass that adds nothing to any gradient, for the processes that have more micro-batches."""
         with self.ledger.phase("update"):
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.student.device)
             if isinstance(self.teacher, BaseTeacher):  # the same model

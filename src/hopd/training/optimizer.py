@@ -6,7 +6,6 @@ master's, in fp32, and dropped. The copies are made anew once a step.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.training.sharding import cut_like, gathered, local
 
@@ -45,14 +45,14 @@ class MasterOptimizer:
         ]
         self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
-    def step(self, step: int, reduce: Callable[[Tensor], Tensor]) -> float:
-        """Sums the gradients over processes by `reduce`, clips, updates; gives the gradient's norm before clipping.
+    def step(self, step: int, processes: Processes) -> float:
+        """Sums the gradients over the processes, clips, updates; returns the gradient's norm before clipping.
 
         Nothing is updated where the norm is not finite.
         """
         for master in self.masters.values():
             if not isinstance(master, DTensor):  # whose gradient is summed already
-                master.grad = reduce(torch.zeros_like(master) if master.grad is None else master.grad)
+                master.grad = processes.sum(torch.zeros_like(master) if master.grad is None else master.grad)
         total = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hopd.errors import RecipeError
-from hopd.recipe import Recipe
-from hopd.rollout import Prompt, fold
-
-SHUFFLE = 2  # counter of the shuffles, beside the one of the rollouts
+from hopd.processes import Processes
+from hopd.recipe import TrainingSection
+from hopd.rollout import Prompt, Stream, fold
 
 
 class PromptOrder:
@@ -28,12 +27,18 @@ class PromptOrder:
 
     def at(self, step: int) -> list[Prompt]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        shuffled = np.random.default_rng(fold(self.seed, SHUFFLE, epoch)).permutation(len(self.prompts))
+        shuffled = np.random.default_rng(fold(self.seed, Stream.SHUFFLE, epoch)).permutation(len(self.prompts))
         return [self.prompts[i] for i in shuffled[place * self.per_step : (place + 1) * self.per_step]]
 
-    def steps(self, recipe: Recipe) -> int:
-        """Of the whole run."""
-        training = recipe.training
+    def shares(self, step: int, mini_batch: int | None, processes: Processes) -> list[list[Prompt]]:
+        """Returns this process's prompts of a step: a share of each mini-batch (of all prompts, if it is not given)."""
+        prompts = self.at(step)
+        size = mini_batch or len(prompts)
+        starts = range(0, len(prompts), size)
+        return [prompts[start : start + size][processes.rank :: processes.size] for start in starts]
+
+    def steps(self, training: TrainingSection) -> int:
+        """Returns the number of steps of the whole run."""
         if training.steps is not None:
             return training.steps
         assert training.epochs is not None

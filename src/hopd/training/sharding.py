@@ -4,9 +4,9 @@ A layer is put together for the time of its pass. While rollouts decode, all of 
 rollouts end at different times then never wait for one another.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,55 +15,51 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hopd.errors import ModelError
-from hopd.model import LanguageModel
+from hopd.processes import Processes
+
+if TYPE_CHECKING:
+    from hopd.model import LanguageModel
 
 
 class Sharding:
-    """Over `parts` processes, of which this is number `part`; `units` are put together one at a time, the last of them
-    holds what belongs to no layer. Without units every process has the whole model, and nothing here does anything.
+    """Holds the `units` of a model whose weights are gathered one at a time; the last holds what belongs to no layer.
+    Without units every process has the whole model, and nothing here does anything."""
 
-    `reduce` sums a tensor over the processes.
-    """
-
-    def __init__(self, units: list[FSDPModule], part: int, parts: int, reduce: Callable[[Tensor], Tensor]):
-        self.units, self.part, self.parts, self.reduce = units, part, parts, reduce
+    def __init__(self, units: Sequence[FSDPModule] = ()):
+        self.units, self._is_unsharded = units, False
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Until the block ends, every process holds all weights, and no pass waits for another process. All processes
-        enter together. There is no gradient inside."""
+    def unsharded(self) -> Iterator[None]:
+        """Gives every process all weights until the block ends: no pass then waits for another process. All processes
+        enter together. There is no gradient inside; blocks may be nested."""
+        if self._is_unsharded:
+            yield
+            return
         for unit in self.units:
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
+        self._is_unsharded = True
         try:
             yield
         finally:
-            self.part_again()
+            self._is_unsharded = False
+            self.reshard()
             for unit in self.units[:-1]:
                 unit.set_reshard_after_forward(True, recurse=False)
 
-    def part_again(self) -> None:
-        """Frees what was put together; the next pass sees the weights as they are then."""
+    def reshard(self) -> None:
+        """Frees what was gathered; the next pass sees the weights as they are then."""
         for unit in self.units:
             unit.reshard()
 
-    def most(self, value: float, device: torch.device) -> float:
-        """The largest of the processes' values, where they must go together; else this process's own."""
-        if not self.units:
-            return value
-        values = torch.zeros(self.parts, dtype=torch.float64, device=device)
-        values[self.part] = value
-        return float(self.reduce(values).max())
 
-
-def shard(
-    model: LanguageModel, device: torch.device, part: int, parts: int, reduce: Callable[[Tensor], Tensor], bf16: bool
-) -> Sharding:
-    """Cuts up `model`, which holds fp32 weights; they stay fp32, and under `bf16` passes compute with copies.
+def shard(model: "LanguageModel", processes: Processes, bf16: bool) -> None:
+    """Shards `model`, which holds fp32 weights, over the processes; they stay fp32, and under `bf16` passes compute
+    with copies.
 
     Gradients are summed over the processes, in fp32, and not averaged: the loss is a part of one mean already.
     """
-    mesh = init_device_mesh(device.type, (parts,))
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     units: list[Any] = [*_layers(model), model.model]
     # The vocabulary head is used beside the model's own forward pass, with the last unit, which stays until backward.
@@ -74,7 +70,7 @@ def shard(
         unit.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model.model, "hopd_backbone")
     model.forward = model.model.hopd_backbone
-    return Sharding(units, part, parts, reduce)
+    model.sharding = Sharding(units)
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
@@ -100,7 +96,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _layers(model: LanguageModel) -> list[nn.Module]:
+def _layers(model: "LanguageModel") -> list[nn.Module]:
     count = model.config.num_hidden_layers
     stacks = [m for m in model.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(stacks) != 1:

@@ -1,6 +1,6 @@
 """What one training step showed: sums over its loss tokens, which processes can add up, and the means."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hopd.horizon import Evidence
 from hopd.objective.objective import LossTokens, Statistics
+from hopd.processes import Processes
 from hopd.rollout.rollout import FinishReason, Rollout
 
 SUMS = ("rollouts", "generated", *FinishReason, "tokens", "loss", "reverse_kl", "mismatch")
@@ -42,10 +43,10 @@ class StepStatistics:
         self.positions[0].index_add_(0, bins, -log_ratio.cpu())
         self.positions[1].index_add_(0, bins, torch.ones_like(log_ratio.cpu()))
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> "StepStatistics":
-        """Added up over processes, each of which saw a part of the step."""
+    def summed(self, processes: Processes) -> "StepStatistics":
+        """Adds up what the processes saw, each a part of the step."""
         sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
-        total = reduce(torch.cat([sums, self.positions.flatten()]).to(device)).cpu()
+        total = processes.sum(torch.cat([sums, self.positions.flatten()])).cpu()
         return StepStatistics(
             dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True)), total[len(SUMS) :].view(2, BINS)
         )

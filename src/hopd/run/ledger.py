@@ -8,16 +8,18 @@ What a step adds is kept apart, in `pending`, until the step is complete.
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hopd.training.files import write_atomically
+from hopd.processes import Processes
+from hopd.rollout.rollout import Prompt, Rollout
+from hopd.run.directory import write_atomically
+from hopd.training.cost import PassCost
 
 
 @dataclass
@@ -45,6 +47,12 @@ class Account:
     @property
     def training_seconds(self) -> float:
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "evaluation")
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the weights cost, as an evaluation names it."""
+        names = ("training_flops", "training_seconds", "generated_tokens", "trained_tokens")
+        return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: "Account") -> "Account":
         return self._plus(other, 1)
@@ -85,6 +93,18 @@ class Ledger:
         if phase:
             self.pending.flops[phase] = self.pending.flops.get(phase, 0.0) + flops
 
+    def add_rollouts(
+        self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt], full_tokens: int, cost: PassCost
+    ) -> None:
+        """Counts what was generated, and what full rollouts would have been; each prompt was prefilled once."""
+        lengths = [len(prompt.ids) for prompt in prompts]
+        self.add("rollout", cost.generate([(len(r.prompt.ids), r.length) for r in rollouts], lengths))
+        self.add(
+            prompt_tokens=sum(lengths),
+            generated_tokens=sum(r.length for r in rollouts),
+            full_rollouts_tokens=sum(full_tokens if r.finish == "horizon" else r.length for r in rollouts),
+        )
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the seconds inside to the phase, those of a GPU's pending work included."""
@@ -96,13 +116,13 @@ class Ledger:
                 torch.cuda.synchronize()
             self.pending.seconds[name] = self.pending.seconds.get(name, 0.0) + self.clock() - started
 
-    def commit(self, reduce: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> Account:
-        """The work since the last commit, of all processes, now belongs to the run; gives what it was. `reduce` sums a
-        tensor over the processes. Seconds are this process's own."""
+    def commit(self, processes: Processes) -> Account:
+        """Adds the work since the last commit, of all processes, to the run, and returns it. Seconds are this process's
+        own."""
         work, self.pending = self.pending, Account()
         # In one fixed order: a process that had nothing to do takes part too.
         counts = [getattr(work, name) for name in TOKENS] + [work.flops.get(phase, 0.0) for phase in PHASES]
-        summed = reduce(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()
+        summed = processes.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
         for name, count in zip(TOKENS, summed, strict=False):
             setattr(work, name, int(count))
         work.flops = {phase: flops for phase, flops in zip(PHASES, summed[len(TOKENS) :], strict=True) if flops}

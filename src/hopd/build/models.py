@@ -1,4 +1,4 @@
-"""Student and teachers of a recipe: loaded, and brought to one vocabulary."""
+"""Loads the student and the local teachers of a recipe, and brings them to one vocabulary."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,9 @@ from hopd.errors import ModelError, RecipeError
 from hopd.lora import NAME, add_adapters, has_adapters, merge
 from hopd.model import LanguageModel, load
 from hopd.recipe import Recipe
-from hopd.rollout import fold
+from hopd.rollout import Stream, fold
 from hopd.sources import LoraSection, ModelSource, TeacherSource
-
-ADAPTERS = 4  # counter of the new adapters' weights, beside those of the rollouts
+from hopd.teacher import LocalTeacher, Teacher
 
 
 @dataclass
@@ -25,9 +24,11 @@ class Models:
     notes: list[str]
 
 
-def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None) -> Models:
-    """The student in fp32, from `checkpoint` if there is one; teachers in the precision of the recipe. A student that
-    is to be sharded stays on the CPU.
+def load_models(
+    recipe: Recipe, device: torch.device | str, checkpoint: Path | None = None, teacher: Teacher | None = None
+) -> Models:
+    """Loads the student in fp32, from `checkpoint` if there is one, and the local teachers in the precision of the
+    recipe; with a `teacher` of the caller's own none of the recipe's. A student that is to be sharded stays on the CPU.
 
     Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
     """
@@ -37,9 +38,9 @@ def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | N
         layers = recipe.student.layers if recipe.lora else None  # a base is as it came, all else as it was trained
         student = load(str(checkpoint), device=place, layers=layers, trust_remote_code=recipe.student.trust_remote_code)
     else:
-        student = _load(recipe.student, place, torch.float32)
+        student = load_source(recipe.student, place, torch.float32)
     if recipe.lora:
-        _adapt(student, recipe.lora, fold(recipe.seed, ADAPTERS))
+        _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
     elif has_adapters(student.model):
         merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
@@ -47,7 +48,11 @@ def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | N
     if recipe.teacher:
         sources[None] = recipe.teacher
     local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
-    teachers = {name: _load(source, device, precision) for name, source in local.items()}
+    teachers: dict[str | None, LanguageModel] = {}
+    if isinstance(teacher, LocalTeacher):
+        teachers = {None: teacher.model} if teacher.model is not student else {}
+    elif teacher is None:
+        teachers = {name: load_source(source, device, precision) for name, source in local.items()}
     notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
     shared = min(model.head.vocabulary for model in (student, *teachers.values()))
     for model in (student, *teachers.values()):
@@ -59,7 +64,8 @@ def load_models(recipe: Recipe, device: torch.device | str, checkpoint: Path | N
     return Models(student, teachers, notes)
 
 
-def _load(source: ModelSource, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
+def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Loads the model that a section of the recipe names. Raises `ModelError`."""
     return load(
         source.model,
         dtype=dtype,

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from hopd.build import Parts, build
+from hopd.forecast.memory import estimate_memory, rollout_bytes
+from hopd.forecast.outlook import stages
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, Rollout
-from hopd.training.distiller import Distiller
-from hopd.training.ledger import PHASES, Account, peak_memory
-from hopd.training.memory import estimate_memory, rollout_bytes
-from hopd.training.preflight import stages
-from hopd.training.progress import duration
+from hopd.run.ledger import PHASES, Account, peak_memory
+from hopd.run.progress import duration
 from hopd.training.statistics import StepStatistics
 
 BUDGET_SECONDS = 60.0
@@ -124,19 +124,19 @@ class _Measured:
 def make_plan(recipe: Recipe, budget_seconds: float = BUDGET_SECONDS) -> Plan:
     """Loads the models and takes a few steps with them; writes nothing. Raises what `Distiller` raises."""
     with TemporaryDirectory() as nowhere:
-        run = Distiller(recipe.model_copy(update={"output": nowhere}))
+        parts = build(recipe.model_copy(update={"output": nowhere}))
         started = time.perf_counter()
-        calibration = _Calibration(run)
+        calibration = _Calibration(parts)
         calibration.measure(budget_seconds)
         full = recipe.rollout.full_tokens
-        parts = [
-            calibration.stage(first, last, [run.controller.decide(step).tokens for step in _spread(first, last)])
-            for first, last, _, _ in stages(recipe, run.total_steps)
+        planned = [
+            calibration.stage(first, last, [parts.controller.decide(step).tokens for step in _spread(first, last)])
+            for first, last, _, _ in stages(parts.controller, parts.total_steps)
         ]
         return Plan(
-            parts,
-            calibration.stage(0, run.total_steps - 1, [full]),
-            max(*(part.memory for part in parts), calibration.memory_of_evaluation()),
+            planned,
+            calibration.stage(0, parts.total_steps - 1, [full]),
+            max(*(stage.memory for stage in planned), calibration.memory_of_evaluation()),
             [measured.horizon for measured in calibration.measured],
             time.perf_counter() - started,
         )
@@ -156,10 +156,10 @@ def _spread(first: int, last: int) -> list[int]:
 
 
 class _Calibration:
-    def __init__(self, run: Distiller):
-        self.run, self.rollout = run, run.recipe.rollout
+    def __init__(self, parts: Parts):
+        self.parts, self.rollout = parts, parts.recipe.rollout
         wave = max(1, min(self.rollout.prompts, self.rollout.rows // self.rollout.samples))
-        self.prompts = run.order.at(0)[:wave]
+        self.prompts = parts.order.at(0)[:wave]
         self.waves = self.rollout.prompts / wave  # in a step
         self.measured: list[_Measured] = []
         self.sampled: list[Rollout] = []
@@ -171,7 +171,7 @@ class _Calibration:
         full = self.rollout.full_tokens
         self._take_step(min(WARM_UP, full))
         self._measure(min(SHORTEST, full))
-        for wanted in sorted({self.run.controller.decide(step).tokens for step in self._landmarks()} | {full}):
+        for wanted in sorted({self.parts.controller.decide(step).tokens for step in self._landmarks()} | {full}):
             horizon = wanted
             while horizon > self.measured[-1].horizon:
                 left = budget_seconds - (time.perf_counter() - started)
@@ -200,13 +200,13 @@ class _Calibration:
 
     def memory_of_evaluation(self) -> float:
         """Bytes while the student is evaluated, always to the full length."""
-        evaluation = self.run.recipe.evaluation
+        evaluation = self.parts.recipe.evaluation
         if evaluation is None:
             return 0.0
         shortest = self.measured[0]
-        then = estimate_memory(self.run, shortest.horizon, self._rollouts)
+        then = estimate_memory(self.parts, shortest.horizon, self._rollouts)
         return shortest.memory + max(
-            0.0, rollout_bytes(self.run, evaluation.rows, self.rollout.full_tokens) - max(then.rollout, then.update)
+            0.0, rollout_bytes(self.parts, evaluation.rows, self.rollout.full_tokens) - max(then.rollout, then.update)
         )
 
     @property
@@ -217,7 +217,7 @@ class _Calibration:
         """The middle and the end of every stage."""
         return {
             step
-            for first, last, _, _ in stages(self.run.recipe, self.run.total_steps)
+            for first, last, _, _ in stages(self.parts.controller, self.parts.total_steps)
             for step in ((first + last) // 2, last)
         }
 
@@ -230,24 +230,24 @@ class _Calibration:
         self.cost.cache_clear()
 
     def _take_step(self, horizon: int) -> _Measured:
-        run = self.run
-        run.ledger.pending = Account()
-        with run.ledger.phase("rollout"):
-            self.sampled = run.engine.sample(
-                self.prompts, horizon, self.rollout.sampling, run.recipe.seed, self.rollout.samples
+        parts = self.parts
+        parts.ledger.pending = Account()
+        with parts.ledger.phase("rollout"):
+            self.sampled = parts.engine.sample(
+                self.prompts, horizon, parts.sampling, parts.recipe.seed, self.rollout.samples
             )
-        run.learner.accumulate(self.sampled, run.recipe.seed, StepStatistics())
-        seconds = dict(run.ledger.pending.seconds)
-        run.learner.apply(step=0)
-        applied = run.ledger.pending.seconds["update"] - seconds["update"]
+        parts.learner.accumulate(self.sampled, parts.recipe.seed, StepStatistics())
+        seconds = dict(parts.ledger.pending.seconds)
+        parts.learner.apply(step=0)
+        applied = parts.ledger.pending.seconds["update"] - seconds["update"]
         flops = self._flops(self.sampled)
-        run.ledger.pending = Account()
+        parts.ledger.pending = Account()
         return _Measured(
             horizon,
             {phase: seconds[phase] / flops[phase] for phase in PHASES},
             applied,
             sum(seconds.values()) + applied,
-            peak_memory(run.processes.device),
+            peak_memory(parts.processes.device),
         )
 
     def _cost(self, horizon: int) -> Cost:
@@ -259,19 +259,19 @@ class _Calibration:
             return float(np.interp(horizon, at, values))
 
         seconds = {p: flops[p] * between([measured.rates[p] for measured in self.measured]) for p in PHASES}
-        updates = -(-self.rollout.prompts // (self.run.recipe.training.mini_batch or self.rollout.prompts))
+        updates = -(-self.rollout.prompts // (self.parts.recipe.training.mini_batch or self.rollout.prompts))
         seconds["update"] += updates * between([measured.apply_seconds for measured in self.measured])
         return Cost(self.waves * sum(rollout.length for rollout in rollouts), flops, seconds)
 
     def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        run = self.run
+        parts = self.parts
         flops = {
-            "rollout": run.cost.generate(
+            "rollout": parts.learner.student_cost.generate(
                 [(len(r.prompt.ids), r.length) for r in rollouts], [len(prompt.ids) for prompt in self.prompts]
             )
         }
-        for batch in run.learner.batches(rollouts, run.recipe.seed):
-            for phase, more in run.learner.flops(batch).items():
+        for batch in parts.learner.batches(rollouts, parts.recipe.seed):
+            for phase, more in parts.learner.flops(batch).items():
                 flops[phase] = flops.get(phase, 0.0) + more
         return flops
 
@@ -279,8 +279,8 @@ class _Calibration:
         """What was measured at the longest horizon up to this one, and what the estimate says lies between."""
         nearest = max((m for m in self.measured if m.horizon <= horizon), key=lambda m: m.horizon, default=None)
         nearest = nearest or self.measured[0]
-        then = estimate_memory(self.run, nearest.horizon, self._rollouts).peak
-        now = estimate_memory(self.run, horizon, self.rollout.prompts * self.rollout.samples).peak
+        then = estimate_memory(self.parts, nearest.horizon, self._rollouts).peak
+        now = estimate_memory(self.parts, horizon, self.rollout.prompts * self.rollout.samples).peak
         return nearest.memory + max(0.0, now - then)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from hopd.errors import CheckpointError, RecipeError
 from hopd.recipe import Recipe
-from hopd.training.checkpoint import Checkpoint, find
+from hopd.run.checkpoint import Checkpoint, find
 
 LINES = ("metrics", "horizon", "evaluations", "scores", "samples")
 

@@ -19,15 +19,16 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from hopd.build import build
+from hopd.distiller import Distiller
 from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
+from hopd.forecast.preflight import preflight
+from hopd.launch.board import Board, lost, reporter
 from hopd.recipe import Recipe
-from hopd.training.board import Board, lost, reporter
-from hopd.training.distiller import Distiller, check_trackers
-from hopd.training.files import RunDirectory
-from hopd.training.interruption import Interruption
-from hopd.training.preflight import preflight
-from hopd.training.progress import Progress
-from hopd.training.served import ELSEWHERE
+from hopd.run.directory import RunDirectory
+from hopd.run.interruption import Interruption
+from hopd.run.progress import Progress
+from hopd.run.trackers import check_trackers
 
 POLL_SECONDS = 0.5
 
@@ -40,7 +41,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
     a worker raised if it is a `HopdError`; `WorkersLost` after more than `restarts` restarts; `Interrupted` once the
     complete steps have been saved.
     """
-    check_trackers(recipe)
+    check_trackers(recipe.trackers)
     RunDirectory(recipe.directory).latest_checkpoint(recipe, resume)  # for its errors: workers resume in any case
     with _ray(workers) as ray, tempfile.TemporaryDirectory() as place, Interruption(together=True) as interruption:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -87,19 +88,18 @@ def _work(given: dict[str, Any]) -> int | None:
         _go_to(given["directory"])
         recipe = Recipe.parse(yaml.safe_load(given["recipe"]))
         console = Console(file=_Lines(board), highlight=False) if first else None
-        run = Distiller(recipe, resume=True, progress=Progress(quiet=not first, console=console))
-        with _listening(board, run.interruption):
+        progress = Progress(quiet=not first, console=console)
+        parts = build(recipe, resume=True, progress=progress)
+        with _listening(board, parts.interruption):
             if starts:
-                run.progress.note(f"ray: the workers were started again ({starts} of {given['restarts']})")
+                progress.note(f"ray: the workers were started again ({starts} of {given['restarts']})")
             else:
-                for line in preflight(run):
-                    run.progress.note(line)
-            return run.train().steps
+                for line in preflight(parts):
+                    progress.note(line)
+            return Distiller(parts).train().steps
     except Interrupted:
         return None
     except HopdError as error:
-        if str(error) == ELSEWHERE:  # the worker that knows more ends the run
-            return None
         ray.get(board.fail.remote(error))
         raise  # the others may wait for this worker: Ray ends them
 

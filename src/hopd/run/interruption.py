@@ -2,14 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-from torch import Tensor
-
 from hopd.errors import Interrupted
+from hopd.processes import Processes
 
 
 class Interruption:
@@ -42,9 +40,9 @@ class Interruption:
         finally:
             self._welcome = False
 
-    def agree(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Between two steps: raises on every process if any was told to stop. `reduce` sums over the processes."""
-        if self.together and bool(reduce(torch.tensor(float(self.signal is not None), device=device)) > 0):
+    def agree(self, processes: Processes) -> None:
+        """Raises between two steps, on every process if any was told to stop."""
+        if self.together and processes.total(float(self.signal is not None)):
             raise Interrupted(self.signal or signal.SIGTERM)
 
     def tell(self, signum: int) -> None:

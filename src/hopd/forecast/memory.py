@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from hopd.build import Parts
 from hopd.model import LanguageModel
 from hopd.objective.head import CHUNK_BYTES
 from hopd.rollout.cache import BLOCK
 from hopd.rollout.decoding import decodes_packed
 from hopd.sources import VllmDecoding, VllmServers
-from hopd.training.distiller import Distiller
 
 GIB = 2**30
 # Saved for the backward pass, a token and layer: about 14 vectors of the model's width and 4 of the MLP's. A textbook
@@ -37,25 +37,25 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | None = None) -> MemoryEstimate:
+def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | None = None) -> MemoryEstimate:
     """At a horizon of so many tokens (the largest of the run) and so many rollouts a step (the recipe's)."""
-    recipe, student = run.recipe, run.student
+    recipe, student = parts.recipe, parts.student
     element = 2 if recipe.training.precision == "bf16" else 4
-    trained = sum(master.numel() for master in run.optimizer.masters.values())
+    trained = sum(master.numel() for master in parts.learner.optimizer.masters.values())
     frozen = sum(p.numel() for p in student.model.parameters() if not p.requires_grad)
-    if run.sharding.units:  # all of it in parts, and in fp32
-        static = (16 * trained + 4 * frozen) / run.sharding.parts
+    if student.sharding.units:  # all of it sharded, and in fp32
+        static = (16 * trained + 4 * frozen) / parts.processes.size
     else:
         # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
         static = trained * (16 + (2 if element == 2 else 0)) + frozen * element
-    static += sum(p.numel() * element for teacher in run.teachers.values() for p in teacher.model.parameters())
+    static += sum(p.numel() * element for teacher in parts.teachers.values() for p in teacher.model.parameters())
     if horizon is None:
-        horizon = max(run.controller.decide(step).tokens for step in (0, run.total_steps - 1))
+        horizon = max(parts.controller.decide(step).tokens for step in (0, parts.total_steps - 1))
     if rollouts is None:
         rollouts = recipe.rollout.prompts * recipe.rollout.samples
-    longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
-    rollout = rollout_bytes(run, min(recipe.rollout.rows, rollouts), horizon)
-    if run.sharding.units:
+    longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
+    rollout = rollout_bytes(parts, min(recipe.rollout.rows, rollouts), horizon)
+    if student.sharding.units:
         rollout += (trained + frozen) * element
     tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
     # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
@@ -66,14 +66,14 @@ def estimate_memory(run: Distiller, horizon: int | None = None, rollouts: int | 
     return MemoryEstimate(static, rollout, update)
 
 
-def rollout_bytes(run: Distiller, rows: int, tokens: int) -> float:
+def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     """While `rows` rollouts decode up to `tokens` tokens: the cache, the logits, and weights packed for decoding."""
-    student, element = run.student, run.student.model.dtype.itemsize
-    if isinstance(run.recipe.rollout.engine, VllmServers):
+    student, element = parts.student, parts.student.model.dtype.itemsize
+    if isinstance(parts.recipe.rollout.engine, VllmServers):
         return 0.0
-    if isinstance(run.recipe.rollout.engine, VllmDecoding):
-        return run.recipe.rollout.engine.memory * _device_memory(student.device)
-    longest = max(len(prompt.ids) for prompt in run.prompts.prompts)
+    if isinstance(parts.recipe.rollout.engine, VllmDecoding):
+        return parts.recipe.rollout.engine.memory * _device_memory(student.device)
+    longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
     # A layer's cache grows by copying, one layer at a time.
     positions = (longest + tokens + BLOCK) * (1 + 1 / student.config.num_hidden_layers)
     copies = element * student.model.num_parameters() if decodes_packed(student) else 0

@@ -1,29 +1,25 @@
-"""A run's served teachers: looked at before the run, asked before a step's first update, remembered in checkpoints."""
+"""The remote teachers of a run: checked before it, asked before a step's first update, remembered in checkpoints."""
 
-from collections.abc import Callable, Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Sequence
 
 from hopd.errors import ModelError, RecipeError, TeacherUnavailable
 from hopd.model import LanguageModel
-from hopd.recipe import Recipe
+from hopd.processes import Processes
 from hopd.remote import Fault, FaultKind, Losses
-from hopd.rollout import Batch
-from hopd.teacher import ServerTeacher
+from hopd.rollout.batch import Batch
+from hopd.teacher.server import ServerTeacher
+from hopd.teacher.teacher import RoutedTeacher, Teacher
 
-ELSEWHERE = "another process could not reach its teacher"
 
+class RemoteTeachers:
+    """Holds them by name; the name of an only teacher is empty."""
 
-class ServedTeachers:
-    """By name; of an only teacher the name is empty. `reduce` sums a tensor over the processes."""
-
-    def __init__(self, teachers: dict[str, ServerTeacher], reduce: Callable[[Tensor], Tensor], device: torch.device):
-        self.teachers, self.reduce, self.device = teachers, reduce, device
+    def __init__(self, teachers: dict[str, ServerTeacher], processes: Processes):
+        self.teachers, self.processes = teachers, processes
 
     def fetch(self, batches: Sequence[Batch]) -> None:
-        """The scores of a whole step. Nothing of the student has changed yet, so this is where a step can be given up:
-        raises `TeacherUnavailable`, on all processes if on one."""
+        """Has the batches of a whole step scored. Nothing of the student has changed yet, so this is where a step can
+        be given up: raises `TeacherUnavailable`, on all processes if on one."""
         failure: TeacherUnavailable | None = None
         for name, teacher in self.teachers.items():
             try:
@@ -31,16 +27,16 @@ class ServedTeachers:
             except TeacherUnavailable as error:
                 failure = error
                 break
-        if self.teachers and float(self.reduce(torch.tensor(float(failure is not None), device=self.device))):
-            raise failure or TeacherUnavailable(ELSEWHERE)
+        if self.teachers:
+            self.processes.agree(failure)
 
     def metrics(self) -> dict[str, float]:
-        """What faults cost since the last call."""
+        """Returns what faults cost since the last call."""
         if not self.teachers:
             return {}
         losses = sum((teacher.client.losses for teacher in self.teachers.values()), Losses())
         self.forget_losses()
-        return losses.metrics("teacher", self.reduce, self.device)
+        return losses.metrics("teacher", self.processes)
 
     def forget_losses(self) -> None:
         for teacher in self.teachers.values():
@@ -50,14 +46,21 @@ class ServedTeachers:
         return {name: t.fingerprint.tolist() for name, t in self.teachers.items() if t.fingerprint is not None}
 
 
-def check_served(
-    recipe: Recipe, name: str, teacher: ServerTeacher, student: LanguageModel, longest: int
+def remote_by_name(teacher: Teacher) -> dict[str, ServerTeacher]:
+    """Returns the remote teachers; the name of an only one is empty."""
+    named = teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}
+    return {name: each for name, each in named.items() if isinstance(each, ServerTeacher)}
+
+
+def check_remote(
+    name: str, teacher: ServerTeacher, student: LanguageModel, longest: int, temperature: float
 ) -> Iterator[str]:
-    """A sentence for each look at one teacher's servers, or `HopdError`. `longest` is prompt and full response."""
-    if recipe.rollout.temperature != 1:
+    """Yields a sentence for each look at one teacher's servers. `longest` counts the tokens of prompt and full
+    response, `temperature` is the rollouts'. Raises a `HopdError` for what cannot work."""
+    if temperature != 1:
         raise RecipeError(
-            f"a server gives log-probs of temperature 1, and rollout.temperature is {recipe.rollout.temperature:g}; "
-            "write temperature: 1, or a local teacher"
+            f"a server gives log-probs of temperature 1, and rollout.temperature is {temperature:g}; write "
+            "temperature: 1, or a local teacher"
         )
     what = f"teacher {name}".strip()
     for server in teacher.client.plain_servers():

@@ -33,9 +33,3 @@ def build_teacher(
             teachers[name] = BaseTeacher(student, temperature)
     named = {name: teacher for name, teacher in teachers.items() if name is not None}
     return RoutedTeacher(named) if named else teachers[None]
-
-
-def served_by(teacher: Teacher) -> dict[str, ServerTeacher]:
-    """The served teachers by name; the name of an only one is empty."""
-    named = teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}
-    return {name: each for name, each in named.items() if isinstance(each, ServerTeacher)}

@@ -1,0 +1,6 @@
+"""From a recipe to the parts of a run: the only room that knows both. Nothing here trains."""
+
+from hopd.build.assembly import build
+from hopd.build.parts import Parts
+
+__all__ = ["Parts", "build"]

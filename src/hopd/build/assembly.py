@@ -1,0 +1,177 @@
+"""Makes the parts of a run, in an order that matters: weights first, then what computes with them.
+
+The optimizer changes the student's precision, the attention is chosen for the precision that it then has, and
+processes that share a model make each part together.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
+from hopd.build.engine import build_engine
+from hopd.build.evaluator import build_evaluator
+from hopd.build.models import Models, load_models
+from hopd.build.parts import Parts
+from hopd.build.prompts import build_prompts
+from hopd.build.teacher import build_teacher
+from hopd.errors import CheckpointError, RecipeError
+from hopd.horizon import Controller
+from hopd.model import LanguageModel
+from hopd.processes import Processes
+from hopd.recipe import Recipe
+from hopd.rollout import Engine, NativeEngine
+from hopd.run.checkpointer import Checkpointer
+from hopd.run.directory import RunDirectory
+from hopd.run.interruption import Interruption
+from hopd.run.ledger import Ledger
+from hopd.run.mismatch import MismatchAlarm
+from hopd.run.progress import Progress
+from hopd.run.recorder import Recorder
+from hopd.run.trackers import check_trackers
+from hopd.sources import AdaptersOff
+from hopd.teacher import Teacher
+from hopd.training.choice import choose_attention
+from hopd.training.cost import PassCost
+from hopd.training.learner import Learner
+from hopd.training.optimizer import MasterOptimizer
+from hopd.training.order import PromptOrder
+from hopd.training.sharding import shard
+
+
+def build(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    controller: Controller | None = None,
+    engine: Engine | None = None,
+    teacher: Teacher | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Parts:
+    """Loads what the recipe names. A `controller`, `engine` or `teacher` of your own is used in place of the recipe's,
+    everywhere: the engine evaluates too, and the recipe's teacher is not loaded.
+
+    `clock` is the ledger's: time.process_time counts the processor's seconds. Raises a `HopdError`, with one sentence,
+    for anything in the recipe or its data that cannot work.
+    """
+    check_trackers(recipe.trackers)
+    directory = RunDirectory(recipe.directory)
+    resumed = directory.latest_checkpoint(recipe, resume)
+    state = resumed.state if resumed else {}
+    processes = Processes.start()
+    check_same_checkpoint(resumed.step if resumed else 0, processes)
+    models = load_models(recipe, processes.device, resumed.path if resumed else None, teacher)
+    student = models.student
+    rollout, training = recipe.rollout, recipe.training
+    prompts = build_prompts(recipe.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+    order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed)
+    total_steps = order.steps(training)
+    controller = controller or recipe.controller()
+
+    _place(student, recipe, processes)
+    sampler = engine or build_engine(recipe, student, processes)
+    own_rows = isinstance(sampler, NativeEngine) and engine is None  # the evaluation decodes more at once
+    evaluator = build_evaluator(recipe, student, models.teachers.get(None), processes, None if own_rows else sampler)
+    ledger = Ledger(directory.path / "ledger.json", processes.is_first, clock)
+    optimizer = MasterOptimizer(student.model, training, total_steps)
+    longest = max(len(prompt.ids) for prompt in prompts.prompts) + rollout.full_tokens
+    attention = _use_attention(recipe, models, longest, state.get("attention"), processes)
+    if training.gradient_checkpointing:
+        student.checkpoint_activations()
+    learner = Learner(
+        student=student,
+        teacher=teacher or build_teacher(recipe, student, models.teachers, _fingerprints(state)),
+        student_cost=PassCost.of(student),
+        teacher_costs=_teacher_costs(recipe, models),
+        objective=recipe.objective,
+        window=recipe.loss_window(),
+        optimizer=optimizer,
+        ledger=ledger,
+        processes=processes,
+        temperature=rollout.temperature,
+        tokens_per_batch=training.tokens_per_batch,
+    )
+    saved: dict[str, Callable[[], Any]] = {
+        "attention": lambda: attention_of(student),
+        "fingerprints": learner.remote.fingerprints,
+        "controller": controller.state_dict,
+        "ledger": ledger.state_dict,
+    }
+    several = training.mini_batch is not None
+    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
+    progress = progress or Progress(quiet=not processes.is_first)
+    return Parts(
+        recipe=recipe,
+        processes=processes,
+        student=student,
+        teachers=models.teachers,
+        notes=models.notes + attention,
+        prompts=prompts,
+        order=order,
+        total_steps=total_steps,
+        controller=controller,
+        engine=sampler,
+        sampling=rollout.sampling,
+        learner=learner,
+        evaluator=evaluator,
+        ledger=ledger,
+        directory=directory,
+        checkpointer=Checkpointer(
+            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, saved, processes
+        ),
+        recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
+        interruption=Interruption(together=processes.size > 1),
+        resumed=resumed,
+    )
+
+
+def check_same_checkpoint(step: int, processes: Processes) -> None:
+    """Raises `CheckpointError`, on every process, unless all of them go on from the same step."""
+    steps = processes.gather([step])
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(set(steps))))}); "
+            "output must be on a file system that all nodes share"
+        )
+
+
+def _place(student: LanguageModel, recipe: Recipe, processes: Processes) -> None:
+    """Moves the student to its device, or shards it over the processes."""
+    if recipe.training.sharding == "none" or processes.size == 1:
+        student.model.to(processes.device)
+    else:
+        shard(student, processes, bf16=recipe.training.precision == "bf16")
+
+
+def _use_attention(recipe: Recipe, models: Models, longest: int, saved: str | None, processes: Processes) -> list[str]:
+    """Sets the recipe's attention, or the one that `choose_attention` gives, and returns notes on it. A resumed run
+    goes on with the arithmetic that it began with, and all processes take the first one's choice."""
+    wanted, student, notes = recipe.training.attention, models.student, list[str]()
+    if wanted == "auto":
+        tokens = min(recipe.training.tokens_per_batch, longest * recipe.rollout.prompts)
+        name, note = (saved, None) if saved else choose_attention(student, longest, tokens)
+        name = processes.broadcast(name)
+        notes += [note] if note else []
+    else:
+        name = {"sdpa": SDPA, "matmul": MATMUL}[wanted]
+    for model in (student, *models.teachers.values()):
+        if can_choose_attention(model):
+            model.model.set_attn_implementation(name)
+        elif wanted != "auto":
+            raise RecipeError(
+                f"training.attention: {model.name} has an attention of its own ({attention_of(model)}); write auto"
+            )
+    return notes
+
+
+def _teacher_costs(recipe: Recipe, models: Models) -> dict[str | None, PassCost]:
+    scoring = {None: models.student} if isinstance(recipe.teacher, AdaptersOff) else models.teachers
+    return {name: PassCost.of(model) for name, model in scoring.items()}
+
+
+def _fingerprints(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Returns the weights that remote teachers had when the run began."""
+    return {name: torch.tensor(values) for name, values in state.get("fingerprints", {}).items()}

@@ -1,0 +1,50 @@
+"""Makes the evaluator of a recipe, for a run or for a model alone."""
+
+from hopd.build.models import load_source
+from hopd.build.prompts import build_prompts
+from hopd.errors import RecipeError
+from hopd.evaluation import Accuracy, Divergence, Evaluator
+from hopd.model import LanguageModel, is_adapters, load
+from hopd.processes import Processes
+from hopd.recipe import Recipe
+from hopd.rollout import Engine, NativeEngine
+from hopd.sources import ModelSource
+
+
+def build_evaluator(
+    recipe: Recipe,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    processes: Processes,
+    engine: Engine | None = None,
+) -> Evaluator | None:
+    """Returns None where the recipe has no evaluation. Without an `engine` the native one samples, with the
+    evaluation's own number of rows. Raises `RecipeError` and `TaskError`."""
+    settings, rollout = recipe.evaluation, recipe.rollout
+    if settings is None:
+        return None
+    prompts = build_prompts(settings.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+    engine = engine or NativeEngine(student, settings.rows)
+    return Evaluator(settings, prompts, student, rollout.full_tokens, engine, processes, teacher)
+
+
+def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accuracy | Divergence:
+    """Measures a model from anywhere as the recipe's evaluation says: `hopd eval`. Raises a `HopdError`."""
+    settings = recipe.evaluation
+    if settings is None:
+        raise RecipeError("the recipe has no evaluation section; it says what a model is evaluated on")
+    if greedy:
+        recipe = recipe.with_changes(evaluation=settings.model_dump() | {"temperature": 0.0, "samples": 1})
+    processes = Processes.start()
+    student = load(
+        source,
+        device=processes.device,
+        layers=recipe.student.layers if is_adapters(source) else None,
+        trust_remote_code=recipe.student.trust_remote_code,
+    )
+    teacher = None
+    if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
+        teacher = load_source(recipe.teacher, processes.device)
+    evaluator = build_evaluator(recipe, student, teacher, processes)
+    assert evaluator is not None
+    return evaluator.run().measure

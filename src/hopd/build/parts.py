@@ -1,0 +1,45 @@
+"""The parts of a run, made from a recipe and not yet moving: what the loop, the preflight and the forecasts take."""
+
+from dataclasses import dataclass
+
+from hopd.evaluation import Evaluator
+from hopd.horizon import Controller
+from hopd.model import LanguageModel
+from hopd.processes import Processes
+from hopd.recipe import Recipe
+from hopd.rollout import Engine, Sampling
+from hopd.run.checkpoint import Checkpoint
+from hopd.run.checkpointer import Checkpointer
+from hopd.run.directory import RunDirectory
+from hopd.run.interruption import Interruption
+from hopd.run.ledger import Ledger
+from hopd.run.recorder import Recorder
+from hopd.tasks import PromptSet
+from hopd.training.learner import Learner
+from hopd.training.order import PromptOrder
+
+
+@dataclass
+class Parts:
+    """`teachers` are the local ones by name (None: the only one). `notes` are sentences for a person. `resumed` is the
+    checkpoint that the student's weights came from, if the run goes on."""
+
+    recipe: Recipe
+    processes: Processes
+    student: LanguageModel
+    teachers: dict[str | None, LanguageModel]
+    notes: list[str]
+    prompts: PromptSet
+    order: PromptOrder
+    total_steps: int
+    controller: Controller
+    engine: Engine
+    sampling: Sampling
+    learner: Learner
+    evaluator: Evaluator | None
+    ledger: Ledger
+    directory: RunDirectory
+    checkpointer: Checkpointer
+    recorder: Recorder
+    interruption: Interruption
+    resumed: Checkpoint | None

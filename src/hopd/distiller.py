@@ -1,0 +1,139 @@
+"""The loop: decide a horizon, sample, score, update, observe, account.
+
+It knows neither how its parts are made (`build`) nor how they do their work; this page names them in the order of a
+step. The first process decides and writes, all of them sample and train.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from hopd.build import Parts, build
+from hopd.errors import EngineError, Interrupted, ServerUnavailable
+from hopd.evaluation import Evaluation
+from hopd.horizon import Decision
+from hopd.recipe import Recipe
+from hopd.rollout import Rollout, fold
+from hopd.run.directory import RunDirectory
+from hopd.training.statistics import StepStatistics
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: complete steps and the last evaluation; `directory` holds everything else."""
+
+    directory: RunDirectory
+    steps: int
+    evaluation: Evaluation | None
+
+
+class Distiller:
+    """Runs the parts: `Distiller.of(recipe).train()`; `hopd train` runs the preflight first."""
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.step = 0  # complete steps
+        self.evaluation: Evaluation | None = None  # the last one
+
+    @classmethod
+    def of(cls, recipe: Recipe, **given: Any) -> "Distiller":
+        """Builds the parts of a recipe, with those of your own that are `given`: see `hopd.build.build`.
+
+        Raises a `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
+        """
+        return cls(build(recipe, **given))
+
+    def train(self) -> Result:
+        """Runs to the last step, from the last checkpoint if there is one.
+
+        Raises `Interrupted` on SIGTERM or Ctrl-C, `ServerUnavailable` if a teacher's or the rollouts' servers do not
+        answer within the deadline, and `EngineError` if rollouts are not the student's, after the complete steps have
+        been saved.
+        """
+        parts = self.parts
+        self._resume()
+        with parts.recorder.run(self.step, parts.total_steps), parts.interruption:
+            try:
+                self._evaluate_if_due()
+                while self.step < parts.total_steps:
+                    self._train_step()
+                    self._evaluate_if_due()
+                    if parts.checkpointer.is_due(self.step):
+                        self._save()
+                    parts.interruption.agree(parts.processes)
+            except (Interrupted, ServerUnavailable, EngineError):
+                parts.ledger.give_up()
+                self._save()
+                parts.processes.wait()  # a launcher ends all processes soon after the first has ended
+                raise
+        return Result(parts.directory, self.step, self.evaluation)
+
+    def _train_step(self) -> None:
+        parts, learner = self.parts, self.parts.learner
+        seed = fold(parts.recipe.seed, self.step)
+        statistics = StepStatistics()
+        with parts.interruption.welcome():
+            decision = self._decide()
+            mini_batches = self._sample(decision, seed)
+            learner.fetch(mini_batches, seed)
+        for rollouts in mini_batches:
+            # Until the first update, a step that is given up leaves nothing behind.
+            with parts.interruption.welcome() if rollouts is mini_batches[0] else nullcontext():
+                learner.accumulate(rollouts, seed, statistics)
+            norm = learner.apply(self.step)
+            statistics.add_rollouts(rollouts)
+        statistics = statistics.summed(parts.processes)
+        parts.controller.observe(statistics.evidence(self.step, decision.tokens))
+        self.step += 1
+        measured = {"learning_rate": learner.optimizer.learning_rate(self.step - 1), "gradient_norm": norm}
+        measured |= statistics.metrics() | learner.remote.metrics() | parts.engine.metrics()
+        parts.recorder.step(self.step, decision, measured)
+
+    def _decide(self) -> Decision:
+        """Takes the first process's decision: a controller that looks at a clock may decide otherwise on another."""
+        parts = self.parts
+        mine = parts.controller.decide(self.step) if parts.processes.is_first else Decision(0, "")
+        return parts.processes.broadcast(mine)
+
+    def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
+        """Returns this process's share of the step's rollouts in mini-batches, one for each optimiser step."""
+        parts, settings = self.parts, self.parts.recipe.rollout
+        shares = parts.order.shares(self.step, parts.recipe.training.mini_batch, parts.processes)
+        prompts = [prompt for share in shares for prompt in share]
+        with parts.ledger.phase("rollout"):
+            rollouts = parts.engine.sample(prompts, decision.tokens, parts.sampling, seed, settings.samples)
+        parts.ledger.add_rollouts(rollouts, prompts, settings.full_tokens, parts.learner.student_cost)
+        remaining = iter(rollouts)
+        return [[next(remaining) for _ in range(len(share) * settings.samples)] for share in shares]
+
+    def _evaluate_if_due(self) -> None:
+        parts, evaluator = self.parts, self.parts.evaluator
+        flops = parts.ledger.run.training_flops
+        if evaluator is None or not evaluator.is_due(self.step, parts.total_steps, flops, self.evaluation):
+            return
+        with parts.interruption.welcome(), parts.ledger.phase("evaluation"):
+            found = evaluator.run()
+        parts.ledger.add(evaluated_tokens=found.measure.tokens)
+        parts.ledger.commit(parts.processes)
+        self.evaluation = Evaluation.of(self.step, found.measure, parts.ledger.run.cost)
+        parts.recorder.evaluation(self.evaluation, found.scores, found.samples)
+
+    def _save(self) -> None:
+        last = self.evaluation
+        self.parts.checkpointer.save(self.step, last.score if last and last.step == self.step else None)
+
+    def _resume(self) -> None:
+        """Brings the directory, the ledger and all state to the last checkpoint, or to the beginning."""
+        parts, resumed = self.parts, self.parts.resumed
+        state = resumed.state if resumed else None
+        if resumed and state:
+            self.step = resumed.step
+            parts.controller.load_state_dict(state["controller"])
+            parts.learner.optimizer.load_state(resumed.optimizer())
+        lines = []
+        if parts.processes.is_first:
+            parts.directory.create(parts.recipe)
+            parts.directory.rewind(self.step, evaluated=state is not None and state["score"] is not None)
+            lines = parts.directory.read("evaluations")[-1:]
+        self.evaluation = next(map(Evaluation.of_line, parts.processes.broadcast(lines)), None)
+        parts.ledger.resume(state["ledger"] if state else None)

@@ -1,0 +1,44 @@
+"""Says what a recipe asks for, before anything is loaded: it imports neither torch nor transformers."""
+
+from collections.abc import Iterator
+
+from hopd.horizon import Controller
+from hopd.recipe import Recipe
+from hopd.run.trackers import check_trackers
+
+STEPS_SHOWN = 500  # where the number of prompts is not known
+
+
+def check_recipe(recipe: Recipe, controller: Controller | None = None, total_steps: int | None = None) -> Iterator[str]:
+    """Checks what needs no models, and yields what each stage of the horizon will generate; by the recipe's controller
+    or another. Raises `RecipeError`."""
+    check_trackers(recipe.trackers)
+    controller = controller or recipe.controller()
+    rollout, steps = recipe.rollout, total_steps or recipe.training.steps
+    per_step = rollout.prompts * rollout.samples
+    if steps is None:
+        yield f"length: {recipe.training.epochs:g} epochs; below, the first {STEPS_SHOWN} steps"
+    yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts"
+    for first, last, low, high in stages(controller, steps or STEPS_SHOWN):
+        tokens = f"{low}" if low == high else f"{low} to {high}"
+        yield (
+            f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {per_step * high:,} generated a step "
+            f"({100 * high / rollout.full_tokens:.0f} % of full rollouts)"
+        )
+    if recipe.evaluation:
+        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens"
+    yield f"files: {recipe.directory}/"
+
+
+def stages(controller: Controller, steps: int, at_most: int = 4) -> list[tuple[int, int, int, int]]:
+    """Returns (first step, last step, smallest horizon, largest horizon) of the constant stretches, or of quarters of
+    the run if there are more than `at_most`. A controller that adapts gives what it would do without evidence."""
+    horizons = [controller.decide(step).tokens for step in range(steps)]
+    starts = [0] + [step for step in range(1, steps) if horizons[step] != horizons[step - 1]]
+    if len(starts) > at_most:
+        starts = sorted({steps * quarter // at_most for quarter in range(at_most)})
+    ends = [start - 1 for start in starts[1:]] + [steps - 1]
+    return [
+        (start, end, min(horizons[start : end + 1]), max(horizons[start : end + 1]))
+        for start, end in zip(starts, ends, strict=True)
+    ]

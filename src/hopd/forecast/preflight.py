@@ -1,0 +1,173 @@
+"""What is looked at before any work: a run that cannot work should say so in its first minute.
+
+`hopd train` runs it, `hopd check` runs it alone. The last look is a real step on a tiny batch, taken back afterwards.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+
+import torch
+
+from hopd.build import Parts
+from hopd.errors import ModelError, RecipeError, nearest
+from hopd.forecast.memory import estimate_memory
+from hopd.forecast.outlook import check_recipe
+from hopd.objective import Detail
+from hopd.rollout import Prompt, Rollout, fold
+from hopd.run.ledger import Account
+from hopd.teacher import LocalTeacher
+from hopd.teacher.remote_teachers import check_remote
+from hopd.training.statistics import StepStatistics
+
+TINY_PROMPTS, TINY_TOKENS = 2, 32
+
+
+def preflight(parts: Parts) -> Iterator[str]:
+    """A sentence for every look that was taken; raises a `HopdError` at the first thing that cannot work."""
+    yield from check_recipe(parts.recipe, parts.controller, parts.total_steps)
+    yield f"prompts: {len(parts.prompts.prompts)}" + (
+        f", and {parts.prompts.dropped} longer than {parts.recipe.rollout.prompt_tokens} tokens dropped"
+        if parts.prompts.dropped
+        else ""
+    )
+    yield from parts.notes
+    yield from _check_precision(parts)
+    _check_teachers(parts)
+    _check_objective(parts)
+    yield _check_context(parts)
+    yield from _check_remote(parts)
+    yield from parts.engine.check(_longest(parts))
+    tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
+    rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
+    yield _check_same_model_is_zero(parts, rollouts)
+    yield _check_real_step(parts, rollouts)
+    yield f"memory: {estimate_memory(parts)}"
+    yield _check_disk(parts)
+
+
+def _tiny_prompts(parts: Parts) -> list[Prompt]:
+    """A few of the first step, and one for each teacher, so that all of them score."""
+    one_each = {prompt.teacher: prompt for prompt in reversed(parts.prompts.prompts)}
+    chosen = [*parts.order.at(0)[:TINY_PROMPTS], *(one_each.values() if len(one_each) > 1 else ())]
+    return list({prompt.id: prompt for prompt in chosen}.values())
+
+
+def _check_precision(parts: Parts) -> Iterator[str]:
+    """Not every CPU has instructions that multiply bf16, and without them it is the slower choice by far."""
+    if parts.recipe.training.precision == "bf16" and parts.student.device.type == "cpu":
+        slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+        if slower > 2:
+            yield f"precision: this CPU multiplies bf16 {slower:.0f} times slower than fp32; write precision: fp32"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(256, 256, dtype=dtype)
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def _check_teachers(parts: Parts) -> None:
+    """Every prompt's teacher is one of the recipe's."""
+    for prompt in parts.prompts.prompts:
+        if parts.recipe.teachers and prompt.teacher not in parts.recipe.teachers:
+            raise RecipeError(
+                f"prompt {prompt.id} names the teacher {prompt.teacher!r}; the recipe has "
+                f"{', '.join(parts.recipe.teachers)}{nearest(str(prompt.teacher), parts.recipe.teachers)}"
+            )
+
+
+def _check_objective(parts: Parts) -> None:
+    objective, gives = parts.recipe.objective, parts.learner.teacher.gives
+    if gives < objective.needs:
+        raise RecipeError(
+            f"objective {objective.estimator!r} needs the teacher's {objective.needs.name.lower()}, and this teacher "
+            f"gives {gives.name.lower()} only; write estimator: sampled, without control_variate"
+            + (", or estimator: top_k with candidates: teacher" if gives == Detail.TOP_K else "")
+        )
+    if objective.estimator == "top_k" and objective.k >= parts.student.head.vocabulary:
+        raise RecipeError(
+            f"objective.k = {objective.k} is not less than the vocabulary of {parts.student.head.vocabulary}; "
+            "write estimator: full"
+        )
+
+
+def _check_context(parts: Parts) -> str:
+    full = parts.recipe.rollout.full_tokens
+    longest = _longest(parts) - full
+    for model in (parts.student, *parts.teachers.values()):
+        if model.context is not None and longest + full > model.context:
+            raise RecipeError(
+                f"the longest prompt ({longest}) and rollout.full_tokens ({full}) make {longest + full} tokens, more "
+                f"than the context of {model.name} ({model.context}); write full_tokens: {model.context - longest} or "
+                "less, or lower prompt_tokens"
+            )
+    return f"context: the longest prompt and full length make {longest + full} tokens, which fits"
+
+
+def _check_remote(parts: Parts) -> Iterator[str]:
+    for name, teacher in parts.learner.remote.teachers.items():
+        yield from check_remote(name, teacher, parts.student, _longest(parts), parts.recipe.rollout.temperature)
+
+
+def _longest(parts: Parts) -> int:
+    """Tokens of the longest prompt and a full response."""
+    return max(len(prompt.ids) for prompt in parts.prompts.prompts) + parts.recipe.rollout.full_tokens
+
+
+def _check_same_model_is_zero(parts: Parts, rollouts: list[Rollout]) -> str:
+    """Student == teacher must give no loss and no gradient."""
+    itself = LocalTeacher(parts.student, parts.recipe.rollout.temperature)
+    worst = 0.0
+    for batch in parts.learner.batches(rollouts, seed=0):
+        with torch.no_grad():
+            _, terms = parts.learner.loss(batch, itself)
+        worst = max(worst, float(terms.loss.abs().max()), float(terms.log_ratio.abs().max()))
+    parts.ledger.pending = Account()
+    if not worst < 1e-3:
+        raise ModelError(
+            f"self-test: with the student as its own teacher the loss is {worst:.3g}, not 0; the model does not give "
+            "the same answer twice"
+        )
+    return f"self-test: the student as its own teacher has a loss of {worst:.1g}"
+
+
+def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
+    statistics, before = StepStatistics(), parts.learner.optimizer.snapshot()
+    parts.learner.accumulate(rollouts, seed=0, statistics=statistics)
+    norm = parts.learner.apply(step=0)
+    moved = parts.processes.highest(parts.learner.optimizer.take_back(before))
+    parts.ledger.pending = Account()
+    loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
+    if not mismatch <= parts.recorder.alarm.threshold:
+        raise ModelError(
+            f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, above "
+            f"rollout.mismatch_alarm = {parts.recorder.alarm.threshold:g}: what is sampled is not what is trained"
+        )
+    if loss == 0 or norm == 0 or moved == 0 or not math.isfinite(moved):
+        raise ModelError(
+            f"a real step on {len(rollouts)} rollouts has loss {loss:.3g}, gradient norm {norm:.3g} and update "
+            f"{moved:.3g}: none may be zero. Are student and teacher the same model?"
+        )
+    return (
+        f"a real step, taken back: loss {loss:.4f}, gradient norm {norm:.3g}, largest update {moved:.2g}; engine and "
+        f"learner agree to {mismatch:.1g} nats a token"
+    )
+
+
+def _check_disk(parts: Parts) -> str:
+    kept = parts.recipe.checkpoint.keep_last + parts.recipe.checkpoint.keep_best + 1  # one more while it is written
+    needed = kept * 12 * sum(master.numel() for master in parts.learner.optimizer.masters.values())
+    place = next(path for path in (parts.directory.path, *parts.directory.path.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    sizes = f"{kept} checkpoints of {needed / kept / 1e9:.2g} GB, {free / 1e9:.3g} GB free"
+    if free < needed:
+        raise RecipeError(
+            f"{place} has no room for {sizes}; make room, lower checkpoint.keep_last, or write another output"
+        )
+    return f"disk: {sizes}"

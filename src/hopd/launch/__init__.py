@@ -1,0 +1,1 @@
+"""Starts a run on machines that others manage."""

@@ -1,0 +1,54 @@
+"""Saves a run when it is due, and keeps the checkpoints that the recipe wants."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from hopd.model import LanguageModel
+from hopd.processes import Processes
+from hopd.recipe import CheckpointSection
+from hopd.run import checkpoint
+
+
+class Weights(Protocol):
+    """Gives a checkpoint its tensors: the optimizer, with its master weights. All processes take part; those that do
+    not `keep` them get none."""
+
+    def master_state(self, model: nn.Module, keep: bool) -> dict[str, Tensor]: ...
+
+    def state(self, keep: bool) -> dict[str, Tensor]: ...
+
+
+class Checkpointer:
+    """`state` names what is saved as JSON besides the tensors, each by a function that gives it as it is then."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: CheckpointSection,
+        total_steps: int,
+        student: LanguageModel,
+        weights: Weights,
+        state: Mapping[str, Callable[[], Any]],
+        processes: Processes,
+    ):
+        self.directory, self.settings, self.total_steps = directory, settings, total_steps
+        self.student, self.weights, self.state, self.processes = student, weights, state, processes
+
+    def is_due(self, step: int) -> bool:
+        return step == self.total_steps or step % self.settings.every == 0
+
+    def save(self, step: int, score: float | None) -> None:
+        """Writes a checkpoint of `step` complete steps, unless there is one. `score` is that of the evaluation at this
+        step, if there was one. All processes call it together."""
+        if self.processes.broadcast(any(found.step == step for found in checkpoint.find(self.directory))):
+            return
+        keep = self.processes.is_first
+        weights, moments = self.weights.master_state(self.student.model, keep), self.weights.state(keep)
+        if not keep:
+            return
+        state = {"step": step, "score": score, **{name: current() for name, current in self.state.items()}}
+        checkpoint.save(self.directory, step, self.student.model, weights, self.student.tokenizer, moments, state)
+        checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)

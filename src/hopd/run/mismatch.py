@@ -1,0 +1,32 @@
+"""Says so where engine and learner give other log-probs of the same tokens than rounding explains."""
+
+from dataclasses import dataclass
+
+EXPLAINED = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
+
+
+@dataclass(frozen=True)
+class MismatchAlarm:
+    """`threshold` is in nats a token; `advice` says what to do beyond it."""
+
+    threshold: float
+    advice: str
+
+    @classmethod
+    def of(cls, engine: str, precision: str, several_updates: bool, threshold: float | None = None) -> "MismatchAlarm":
+        """`several_updates`: later mini-batches of a step are trained by newer weights than those that sampled them."""
+        if several_updates:
+            advice = "later mini-batches see newer weights than those that sampled: use larger ones, or"
+        else:
+            advice = f"does the {engine} engine compute in {precision} too, and the same? If rounding explains it,"
+        return cls(threshold or EXPLAINED[precision], advice)
+
+    def sentence(self, step: int, mismatch: float) -> str | None:
+        """Returns a sentence where a step's mean mismatch (nats a token) is above the threshold."""
+        if mismatch <= self.threshold:
+            return None
+        return (
+            f"step {step}: the engine's and the learner's log-probs of the same tokens are {mismatch:.3g} nats a token "
+            f"apart, above rollout.mismatch_alarm = {self.threshold:g}, so what is sampled is not what is trained; "
+            f"{self.advice} write objective: {{estimator: sampled, importance_cap: 2}}, or a higher mismatch_alarm"
+        )

@@ -1,0 +1,79 @@
+"""Writes down what a run shows: its files, the live line, trackers. Of several processes the first one writes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hopd.evaluation import Evaluation
+from hopd.horizon import Decision
+from hopd.processes import Processes
+from hopd.run.directory import RunDirectory
+from hopd.run.ledger import Ledger, peak_memory
+from hopd.run.mismatch import MismatchAlarm
+from hopd.run.progress import Progress
+from hopd.run.trackers import Trackers
+
+
+class Recorder:
+    """Every complete step goes to `metrics.jsonl` and `horizon.jsonl`, every evaluation to `evaluations.jsonl`,
+    `scores.jsonl` and `samples.jsonl`; `trackers` are names of accelerate's."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: RunDirectory,
+        ledger: Ledger,
+        alarm: MismatchAlarm,
+        progress: Progress,
+        processes: Processes,
+        trackers: Sequence[str] = (),
+    ):
+        self.name, self.directory, self.ledger, self.alarm = name, directory, ledger, alarm
+        self.progress, self.processes = progress, processes
+        self._trackers = Trackers(trackers, directory.path) if trackers else None
+
+    @contextmanager
+    def run(self, first: int, total: int) -> Iterator[None]:
+        """Shows steps `first` to `total` until the block ends, and closes the trackers then."""
+        if self._trackers:
+            self._trackers.open(self.name)
+        try:
+            with self.progress.run(self.name, first, total):
+                yield
+        finally:
+            if self._trackers:
+                self._trackers.close()
+
+    def step(self, step: int, decision: Decision, measured: Mapping[str, float]) -> None:
+        """Commits the step's work to the ledger and writes what it showed. All processes call it together."""
+        work = self.ledger.commit(self.processes)
+        metrics = {
+            "step": step,
+            "horizon": decision.tokens,
+            **measured,
+            "generated_tokens": work.generated_tokens,
+            "trained_tokens": work.trained_tokens,
+            "seconds": work.training_seconds,
+            "flops": work.training_flops,
+            "peak_memory": peak_memory(self.processes.device),
+        }
+        alarm = self.alarm.sentence(step, metrics["mismatch"])
+        if self.processes.is_first:
+            self.directory.append("metrics", metrics | ({"alarm": alarm} if alarm else {}))
+            self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})
+            self.progress.step(metrics, decision, alarm)
+        self._track(metrics, step)
+
+    def evaluation(self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
+        """Writes an evaluation, each problem's score, and a few rollouts for people to read."""
+        if self.processes.is_first:
+            self.directory.append("evaluations", found.line())
+            self.directory.append("scores", {"step": found.step} | scores)
+            for sample in samples:
+                self.directory.append("samples", {"step": found.step} | sample)
+            self.progress.note(f"step {found.step}: {found.summary}")
+        self._track({"evaluation/score": found.score}, found.step)
+
+    def _track(self, values: Mapping[str, Any], step: int) -> None:
+        if self._trackers:
+            self._trackers.log(values, step)

@@ -1,0 +1,40 @@
+"""Hands metrics to accelerate's trackers: trackio, wandb, tensorboard."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hopd.errors import RecipeError
+
+
+class Trackers:
+    """Raises `RecipeError` if the package of one is missing."""
+
+    def __init__(self, names: Sequence[str], directory: Path):
+        import torch  # what `check_trackers` needs is light
+        from accelerate import Accelerator
+        from accelerate.utils import ProjectConfiguration
+
+        check_trackers(names)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            log_with=list(names),
+            project_config=ProjectConfiguration(str(directory)),
+        )
+
+    def open(self, name: str) -> None:
+        self.accelerator.init_trackers(name)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        self.accelerator.log(dict(values), step)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises `RecipeError` for a tracker whose package is not installed: accelerate would go on without it."""
+    for name in names:
+        if find_spec(name) is None:
+            raise RecipeError(f"trackers: {name} is not installed: pip install 'hopd[{name}]'")
