@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hopd.distiller import Distiller
+from hopd.forecast.outlook import stages
 from hopd.forecast.plan import make_plan
-from hopd.forecast.preflight import stages
 from hopd.recipe import Recipe
 
 
@@ -39,7 +39,10 @@ def test_a_stage_for_every_part_of_the_run_and_full_rollouts_beside_them(tiny):
         tiny, ["training.steps=9", "horizon={controller: progressive, start: 4, increment: 5, every: 3}"]
     )
     plan = make_plan(recipe)
-    assert [(s.first, s.last) for s in plan.stages] == [(first, last) for first, last, _, _ in stages(recipe, 9)]
+    expected = [(first, last) for first, last, _, _ in stages(recipe.controller(), 9)]
+    assert [(s.first, s.last) for s in plan.stages] == expected
+        (first, last) for first, last, _, _ in stages(recipe.controller(), 9)
+    ]
     assert sum(stage.steps for stage in plan.stages) == plan.full.steps == 9
     assert plan.full.high == recipe.rollout.full_tokens
     assert plan.tokens < plan.full.tokens

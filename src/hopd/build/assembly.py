@@ -46,13 +46,14 @@ def build(
     *,
     resume: bool = False,
     controller: Controller | None = None,
-    engine: Engine | None = None,
+    engine: Callable[[LanguageModel], Engine] | None = None,
     teacher: Teacher | None = None,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Parts:
     """Loads what the recipe names. A `controller`, `engine` or `teacher` of your own is used in place of the recipe's,
-    everywhere: the engine evaluates too, and the recipe's teacher is not loaded.
+    everywhere: the engine, made from the student by the function that is given, evaluates too, and the recipe's teacher
+    is not loaded.
 
     `clock` is the ledger's: time.process_time counts the processor's seconds. Raises a `HopdError`, with one sentence,
     for anything in the recipe or its data that cannot work.
@@ -72,7 +73,7 @@ def build(
     controller = controller or recipe.controller()
 
     _place(student, recipe, processes)
-    sampler = engine or build_engine(recipe, student, processes)
+    sampler = engine(student) if engine else build_engine(recipe, student, processes)
     own_rows = isinstance(sampler, NativeEngine) and engine is None  # the evaluation decodes more at once
     evaluator = build_evaluator(recipe, student, models.teachers.get(None), processes, None if own_rows else sampler)
     ledger = Ledger(directory.path / "ledger.json", processes.is_first, clock)

