@@ -1,9 +1,12 @@
 """A controller, a window, an estimator and a teacher of one's own, from a recipe to a trained step."""
 
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from hopd.errors import RecipeError
@@ -45,6 +48,10 @@ class Scaled:
     def per_token(self, at):
         return self.factor * reverse_kl(at.student, at.teacher)
 
+class Mean(Scaled):
+    def per_token(self, at):
+        return super().per_token(at).mean()
+
 class Mine(LocalTeacher):
     def __init__(self, model: str, temperature: float, student):
         assert student.head.vocabulary == 45
@@ -53,6 +60,9 @@ class Mine(LocalTeacher):
 class Nothing:
     pass
 """
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "your-own.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +122,13 @@ def test_an_estimator_of_ones_own_has_what_the_built_in_ones_have():
     assert TopK(k=4).k == 4
 
 
+def test_an_estimator_that_averages_is_refused(tiny):
+    with pytest.raises(
+        RecipeError, match=r"'mine:Mean': per_token gives a loss of the shape \(\); it must be one number"
+    ):
+        loss_of(tiny, "mean", objective={"estimator": "mine:Mean", "factor": 1.0})
+
+
 @pytest.mark.parametrize(
     ("section", "content", "sentence"),
     [
@@ -134,3 +151,17 @@ def test_an_estimator_of_ones_own_has_what_the_built_in_ones_have():
 def test_one_s_own_is_checked_when_the_recipe_is_read(tiny, section, content, sentence):
     with pytest.raises(RecipeError, match=sentence):
         recipe(tiny, **{section: content})
+
+
+def test_the_python_in_the_documentation_runs_as_it_is():
+    alpha, from_python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names = {"__name__": "alpha"}
+    exec(alpha, names)
+    exec(from_python, names)
+    assert names["recipe"].controller().decide(0).tokens == 36
+    p, q = torch.randn(2, 5, 9, dtype=torch.float64).log_softmax(-1)
+    divergence = names["Alpha"](1 - 1e-6).per_token
+    torch.testing.assert_close(
+        divergence(SimpleNamespace(student=p, teacher=q)), (q.exp() * (q - p)).sum(-1), rtol=1e-3, atol=1e-4
+    )
+    assert float(divergence(SimpleNamespace(student=p, teacher=p)).abs().max()) < 1e-6

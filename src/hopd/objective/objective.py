@@ -162,7 +162,7 @@ class Full:
 class Own:
     """An estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`, made from `options`.
 
-    Raises `RecipeError` where it cannot be loaded or made.
+    Raises `RecipeError` where it cannot be loaded or made, and where its losses are not one a position.
     """
 
     estimator: str
@@ -183,4 +183,10 @@ class Own:
         return int(getattr(self.made, "k", 0))
 
     def per_token(self, at: Any) -> Any:
-        return self.made.per_token(at)
+        loss = self.made.per_token(at)
+        if loss.shape != at.tokens.shape:
+            raise RecipeError(
+                f"objective '{self.estimator}': per_token gives a loss of the shape {tuple(loss.shape)}; it must be "
+                f"one number a position, {tuple(at.tokens.shape)}, not averaged"
+            )
+        return loss

@@ -31,11 +31,9 @@ def _read_horizon(value: Any, info: ValidationInfo) -> Any:
 
 
 def _read_window(value: Any) -> Any:
-    return (
-        value
-        if isinstance(value, horizons.Whole | horizons.First | horizons.Last | horizons.Random | horizons.Segment)
-        else _read(value, "kind", horizons.build_window)
-    )
+    if isinstance(value, horizons.Whole | horizons.First | horizons.Last | horizons.Random | horizons.Segment):
+        return value
+    return _read(value, "kind", horizons.build_window)
 
 
 def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
@@ -58,22 +56,20 @@ def _read_own(value: Any) -> objectives.Own:
     return objectives.Own(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
 
 
-def _of_one_estimator(content: Any) -> Any:
-    """Reads the objective of a run of hopd 0.1.0 too, whose recipe.yaml has the options of all estimators."""
-    if not isinstance(content, Mapping) or set(content) != {
-        "estimator",
-        *(key for keys in _ALL.values() for key in keys),
-    }:
-        return content
-    kept = ("estimator", *_ALL[content["estimator"]])
-    return {key: value for key, value in content.items() if key in kept}
-
-
-_ALL = {
+_OPTIONS = {
     "sampled": ("gamma", "control_variate", "importance_cap"),
     "top_k": ("k", "tail", "candidates"),
     "full": ("divergence", "beta"),
 }
+
+
+def _of_one_estimator(content: Any) -> Any:
+    """Reads the recipe.yaml of runs of early 0.1.0 too: it has every option of every estimator, and one is meant."""
+    every = {"estimator"}.union(*_OPTIONS.values())
+    if not isinstance(content, Mapping) or set(content) != every:
+        return content
+    kept = ("estimator", *_OPTIONS.get(str(content["estimator"]), every))
+    return {key: value for key, value in content.items() if key in kept}
 
 
 def _write_horizon(value: Any) -> dict[str, Any]:
@@ -108,6 +104,6 @@ Objective = Annotated[
         PlainSerializer(_write_own),
         Tag("<estimator plug-in>"),
     ],
-    kind_named_by("estimator", tuple(_ALL), default="full"),
+    kind_named_by("estimator", tuple(_OPTIONS), default="full"),
     BeforeValidator(_of_one_estimator),
 ]
