@@ -14,11 +14,11 @@ from hopd.errors import EngineError, RecipeError, ServerUnavailable
 from hopd.forecast.preflight import preflight
 from hopd.model import load
 from hopd.processes import Processes
+from hopd.recipe import VllmServers
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
 from hopd.rollout.vllm_server import VllmServerEngine
 from hopd.rollout.weight_sync import WeightSync
 from hopd.run.progress import Progress
-from hopd.sources import VllmServers
 from tests.teacher.test_server import STUDENT, TEACHER, Scripted, equal, metrics, weights
 from tests.training.test_processes import launched, run
 

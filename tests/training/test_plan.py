@@ -41,8 +41,6 @@ def test_a_stage_for_every_part_of_the_run_and_full_rollouts_beside_them(tiny):
     plan = make_plan(recipe)
     expected = [(first, last) for first, last, _, _ in stages(recipe.controller(), 9)]
     assert [(s.first, s.last) for s in plan.stages] == expected
-        (first, last) for first, last, _, _ in stages(recipe.controller(), 9)
-    ]
     assert sum(stage.steps for stage in plan.stages) == plan.full.steps == 9
     assert plan.full.high == recipe.rollout.full_tokens
     assert plan.tokens < plan.full.tokens

@@ -19,9 +19,8 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
-from hopd.recipe import Recipe
+from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
-from hopd.sources import ModelSource
 
 TOP = 16
 QUANTILES = (0.5, 0.9, 0.99)

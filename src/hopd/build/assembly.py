@@ -21,7 +21,7 @@ from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Controller
 from hopd.model import LanguageModel
 from hopd.processes import Processes
-from hopd.recipe import Recipe
+from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
@@ -31,7 +31,6 @@ from hopd.run.mismatch import MismatchAlarm
 from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
-from hopd.sources import AdaptersOff
 from hopd.teacher import Teacher
 from hopd.training.choice import choose_attention
 from hopd.training.cost import PassCost

@@ -4,13 +4,12 @@ import torch
 
 from hopd.model import LanguageModel
 from hopd.processes import Processes
-from hopd.recipe import Recipe
+from hopd.recipe import Recipe, VllmDecoding, VllmServers
 from hopd.rollout.engine import Engine
 from hopd.rollout.native import NativeEngine
 from hopd.rollout.vllm import VllmEngine
 from hopd.rollout.vllm_server import VllmServerEngine
 from hopd.rollout.weight_sync import WeightSync
-from hopd.sources import VllmDecoding, VllmServers
 
 SHORTEST = 128  # tokens that an engine of its own has room for, for probes
 

@@ -6,9 +6,8 @@ from hopd.errors import RecipeError
 from hopd.evaluation import Accuracy, Divergence, Evaluator
 from hopd.model import LanguageModel, is_adapters, load
 from hopd.processes import Processes
-from hopd.recipe import Recipe
+from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import Engine, NativeEngine
-from hopd.sources import ModelSource
 
 
 def build_evaluator(

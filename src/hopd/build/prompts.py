@@ -4,7 +4,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from hopd.recipe import AdditionSource, FileSource, GymSource, TaskSource, TwoPhaseSource
+from hopd.recipe import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource, TwoPhaseSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
@@ -14,7 +14,7 @@ from hopd.tasks.two_phase import TwoPhase
 
 
 def build_task(source: TaskSource) -> Task:
-    """Raises `TaskError` where the recipe's task cannot be made."""
+    """Raises `TaskError` where the recipe's task cannot be made, `RecipeError` where one of your own cannot."""
     match source:
         case AdditionSource():
             return RepeatedAddition(source.steps, source.size, source.seed, source.held_out)
@@ -24,6 +24,8 @@ def build_task(source: TaskSource) -> Task:
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():
             return PromptFile(**source.model_dump(exclude={"source", "chat"}))
+        case TaskPlugin():
+            return source.make()
 
 
 def build_prompts(

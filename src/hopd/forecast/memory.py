@@ -8,9 +8,9 @@ import torch
 from hopd.build import Parts
 from hopd.model import LanguageModel
 from hopd.objective.head import CHUNK_BYTES
+from hopd.recipe import VllmDecoding, VllmServers
 from hopd.rollout.cache import BLOCK
 from hopd.rollout.decoding import decodes_packed
-from hopd.sources import VllmDecoding, VllmServers
 
 GIB = 2**30
 # Saved for the backward pass, a token and layer: about 14 vectors of the model's width and 4 of the MLP's. A textbook

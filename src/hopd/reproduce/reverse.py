@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from hopd.build.evaluator import evaluate_model
+from hopd.recipe import ModelSource
 from hopd.reproduce.experiment import Claim, Page, Results, table
 from hopd.reproduce.figures import interval, mean, save
 from hopd.reproduce.language import OPD, SEEDS, final, quickstart, topd, train
-from hopd.sources import ModelSource
 
 # As many tokens each, about.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int]] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hopd.remote import Losses
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.sampling import Sampling
+from hopd.sampling import Sampling
 
 
 class Engine(ABC):
