@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hopd import horizon as horizons
+from hopd import plugin
 from hopd.errors import RecipeError, nearest
 from hopd.objective.objective import Objective
 from hopd.rollout.sampling import Sampling
@@ -76,9 +77,54 @@ class GymSource(_TaskSource):
     options: dict[str, Any] = {}
 
 
-KINDS = TEACHER_KINDS | ENGINE_KINDS
-TASK_SOURCES = ("addition", "two_phase", "file", "reasoning_gym")
-TaskSource = Annotated[AdditionSource | TwoPhaseSource | FileSource | GymSource, Field(discriminator="source")]
+class PluginSource(_TaskSource):
+    """A task of your own, `source: my.module:Name`, a class with `problems` and `score` (`hopd.tasks.Task`). Its
+    options are the other keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    source: str = Field(pattern=":")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known_options(self) -> "PluginSource":
+        plugin.check_options(plugin.load_class(self.source, "task.source"), self.options, f"task '{self.source}'")
+        return self
+
+
+TASKS: dict[str, type[Section]] = {
+    "addition": AdditionSource,
+    "two_phase": TwoPhaseSource,
+    "file": FileSource,
+    "reasoning_gym": GymSource,
+}
+
+
+def _task_kind(source: Any) -> str | None:
+    name = source.get("source") if isinstance(source, Mapping) else getattr(source, "source", None)
+    if plugin.is_plugin(name):
+        return "<task plug-in>"
+    return f"<task {name}>" if isinstance(name, str) and name in TASKS else None
+
+
+TaskSource = Annotated[
+    Annotated[AdditionSource, Tag("<task addition>")]
+    | Annotated[TwoPhaseSource, Tag("<task two_phase>")]
+    | Annotated[FileSource, Tag("<task file>")]
+    | Annotated[GymSource, Tag("<task reasoning_gym>")]
+    | Annotated[PluginSource, Tag("<task plug-in>")],
+    Discriminator(
+        _task_kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="Unknown kind",
+        custom_error_context={"key": "source", "known": " ".join(TASKS)},
+    ),
+]
+# The kinds of task, teacher and engine stand as tags in the location of an error, though nobody wrote them as keys.
+KINDS = {f"<task {name}>": section for name, section in TASKS.items()} | TEACHER_KINDS | ENGINE_KINDS
 
 
 class RolloutSection(Section):
@@ -283,14 +329,17 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _sentences(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        # The kinds of task, teacher and engine stand in the location as tags, though nobody wrote them as keys.
-        keys = [str(part) for part in problem["loc"] if part not in TASK_SOURCES and part not in KINDS]
+        keys = [str(part) for part in problem["loc"] if not str(part).startswith("<")]
         path = ".".join(keys) or "the recipe"
         if problem["type"] == "extra_forbidden" or problem["type"] == "unexpected_keyword_argument":
             *sections, key = problem["loc"]
             yield f"unknown key {path}{nearest(str(key), _keys_at(sections))}"
         elif problem["type"] == "missing":
             yield f"{path} is missing"
+        elif problem["type"] == "unknown_kind":
+            key, known = problem["ctx"]["key"], problem["ctx"]["known"].split()
+            given = problem["input"].get(key) if isinstance(problem["input"], Mapping) else problem["input"]
+            yield f"{path}.{key} {plugin.must_be(given, known)}"
         else:
             message = problem["msg"][0].lower() + problem["msg"][1:]
             yield f"{path}: {message}, got {problem['input']!r}"
@@ -301,8 +350,7 @@ def _keys_at(loc: Sequence[Any]) -> list[str]:
     sections: list[Any] = [Recipe]
     for part in loc:
         inner = [_fields(s)[part] for s in sections if part in _fields(s)]
-        tagged = [s for s in sections if issubclass(s, _TaskSource) and part in typing.get_args(_fields(s)["source"])]
-        tagged += [KINDS[part]] if part in KINDS else []
+        tagged = [KINDS[part]] if part in KINDS else []
         sections = tagged or [s for annotation in inner for s in _sections(annotation)] or sections
     return [key for section in sections for key in _fields(section)]
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from hopd.errors import TaskError
+from hopd.errors import RecipeError, TaskError
 from hopd.tasks import PromptFile
 
 ROWS = [
@@ -204,15 +204,15 @@ def test_a_check_of_your_own_is_named_by_module_and_function(tmp_path: Path, mon
     assert scores(path, "own_check:overlap", "abcd", "ab", "x") == [1, 0.5, 0]
 
 
-@pytest.mark.parametrize("check", ["maths", "math_", "own_check:"])
+@pytest.mark.parametrize("check", ["maths", "math_"])
 def test_an_unknown_check_is_an_error_that_lists_the_known_ones(check: str) -> None:
     with pytest.raises(TaskError, match=f"check must be one of math, exact, or module:function; got '{check}'"):
         PromptFile("rows.jsonl", check=check)
 
 
-@pytest.mark.parametrize("check", ["no_such_module:f", "json:no_such_function", ":f"])
+@pytest.mark.parametrize("check", ["no_such_module:f", "json:no_such_function", ":f", "own_check:"])
 def test_a_check_that_cannot_be_imported_is_an_error_that_names_it(check: str) -> None:
-    with pytest.raises(TaskError, match=check):
+    with pytest.raises(RecipeError, match=f"check '{check.partition(':')[0]}"):
         PromptFile("rows.jsonl", check=check)
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from hopd.recipe import AdditionSource, FileSource, GymSource, TaskSource, TwoPhaseSource
+from hopd import plugin
+from hopd.recipe import AdditionSource, FileSource, GymSource, PluginSource, TaskSource, TwoPhaseSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
@@ -14,7 +15,7 @@ from hopd.tasks.two_phase import TwoPhase
 
 
 def build_task(source: TaskSource) -> Task:
-    """Raises `TaskError` where the recipe's task cannot be made."""
+    """Raises `TaskError` where the recipe's task cannot be made, `RecipeError` where one of your own cannot."""
     match source:
         case AdditionSource():
             return RepeatedAddition(source.steps, source.size, source.seed, source.held_out)
@@ -24,6 +25,11 @@ def build_task(source: TaskSource) -> Task:
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():
             return PromptFile(**source.model_dump(exclude={"source", "chat"}))
+        case PluginSource():
+            what = f"task '{source.source}'"
+            task = plugin.construct(plugin.load_class(source.source, "task.source"), source.options, what)
+            plugin.check_attributes(task, ("problems", "score"), what)
+            return task
 
 
 def build_prompts(

@@ -1,13 +1,13 @@
 """Prompts from files: JSONL, Parquet, or a `datasets` directory or hub name."""
 
-import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hopd import plugin
 from hopd.errors import TaskError, nearest
 from hopd.tasks.answer import CHECKS, Check
 from hopd.tasks.problem import Problem
@@ -18,7 +18,8 @@ class PromptFile:
     `check` compares with, `teacher` the one that names the teacher.
 
     `check`: `math`, `exact`, or `module:function` of your own, `function(response: str, answer) -> float`.
-    Raises `TaskError` for a missing file or column, an empty prompt, or a row that cannot be read.
+    Raises `RecipeError` for a check that cannot be loaded, `TaskError` for a missing file or column, an empty prompt,
+    or a row that cannot be read.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class PromptFile:
     ):
         self.path, self.split, self.limit = path, split, limit
         self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher}
-        self.check: Check = CHECKS[check] if check in CHECKS else _load_check(check)
+        self.check = _check(check)
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
@@ -122,11 +123,9 @@ def _dataset(source: str, split: str) -> Iterator[dict[str, Any]]:
     yield from data
 
 
-def _load_check(name: str) -> Callable[[str, Any], float]:
-    module, _, function = name.partition(":")
-    if not module or not function:
+def _check(name: str) -> Check:
+    if name in CHECKS:
+        return CHECKS[name]
+    if not plugin.is_plugin(name):
         raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(f"check {name!r} cannot be imported: {error}") from error
+    return plugin.load(name, "check")

@@ -1,0 +1,134 @@
+"""Classes and functions of one's own, which a recipe names as `my.module:Name`. It knows nothing of what they do.
+
+The module must be importable: installed, or in the directory from which `hopd` is run. A class is made from the
+options that the recipe gives beside its name, and they are checked against its signature.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hopd.errors import RecipeError, nearest
+
+
+def is_plugin(name: object) -> bool:
+    """Tells whether a name in a recipe is of the form `my.module:Name`."""
+    return isinstance(name, str) and ":" in name
+
+
+def load(name: str, what: str) -> Any:
+    """Imports the object that `name`, `my.module:Name`, stands for. Errors begin with `what`, its key in the recipe.
+
+    Raises `RecipeError` if the name has another form, the module cannot be imported, or has no such attribute.
+    """
+    path, _, attribute = name.partition(":")
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in path.split(".")):
+        raise RecipeError(f"{what} {name!r} is no name of a plug-in; write my.module:Name, as in an import")
+    module = _import(path, f"{what} {name!r}")
+    if not hasattr(module, attribute):
+        raise RecipeError(
+            f"{what} {name!r}: {path} ({getattr(module, '__file__', 'built in')}) has no {attribute!r}"
+            f"{nearest(attribute, vars(module))}"
+        )
+    return getattr(module, attribute)
+
+
+def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: str, given: Collection[str] = ()) -> None:
+    """Compares options with the signature of `make`, whose parameters named in `given` are no options.
+
+    Raises `RecipeError`, with the nearest name, for an unknown option, and for one that is missing.
+    """
+    parameters = [p for p in inspect.signature(make).parameters.values() if p.name not in given]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    known = [p.name for p in named]
+    for option in options:
+        if option in given or (option not in known and all(p.kind != p.VAR_KEYWORD for p in parameters)):
+            raise RecipeError(
+                f"{what} has no option {option!r}{nearest(str(option), known)}; it takes {', '.join(known) or 'none'}"
+            )
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise RecipeError(f"{what} needs {parameter.name}")
+
+
+def construct(make: Callable[..., Any], options: Mapping[str, Any], what: str, **given: Any) -> Any:
+    """Calls `make` with the options, checked by `check_options`, and with those of `given` that it has parameters for.
+
+    Raises `RecipeError`.
+    """
+    check_options(make, options, what, given)
+    parameters = inspect.signature(make).parameters
+    try:
+        return make(**{name: value for name, value in given.items() if name in parameters}, **options)
+    except TypeError as error:  # a value that cannot be compared with a number
+        raise RecipeError(f"{what} cannot be made of {dict(options)}: a value has the wrong type ({error})") from error
+
+
+def build(
+    section: str, tag: str, classes: Mapping[str, Any], spec: Mapping[str, Any], needs: Collection[str], **given: Any
+) -> Any:
+    """Makes what the mapping `spec` describes: its `tag` names one of `classes` or a plug-in, the rest are options.
+
+    A plug-in must have the attributes `needs`. Raises `RecipeError`.
+    """
+    options = dict(spec)
+    name = options.pop(tag, None)
+    if is_plugin(name):
+        made = construct(load_class(name, f"{section}.{tag}"), options, f"{section} '{name}'", **given)
+        check_attributes(made, needs, f"{section} '{name}'")
+        return made
+    if not isinstance(name, str) or name not in classes:
+        raise RecipeError(f"{section}.{tag} {must_be(name, classes)}")
+    return construct(classes[name], options, f"{section} '{name}'", **given)
+
+
+def must_be(name: object, known: Collection[str]) -> str:
+    """Says which names there are: the end of a sentence that begins with the place of `name`."""
+    return f"must be one of {', '.join(known)}, or my.module:Name of your own; got {name!r}{nearest(str(name), known)}"
+
+
+def load_class(name: str, what: str) -> Callable[..., Any]:
+    """Loads what can be called with options: a class, or a function that makes an object. Raises `RecipeError`."""
+    made = load(name, what)
+    if not callable(made):
+        raise RecipeError(
+            f"{what} {name!r} is no class but {type(made).__name__}; name a class of {name.split(':')[0]}"
+        )
+    return made
+
+
+def check_attributes(made: object, needs: Collection[str], what: str) -> None:
+    """Raises `RecipeError` unless `made` has all attributes that its place in a run `needs`."""
+    if missing := [name for name in needs if name not in dir(made)]:  # `hasattr` would compute a property
+        raise RecipeError(f"{what} has no {' and no '.join(missing)}; a class in its place needs {', '.join(needs)}")
+
+
+def _import(path: str, what: str) -> ModuleType:
+    try:
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            here = str(Path.cwd())
+            if not _is_part(error.name, path) or here in sys.path:
+                raise
+            sys.path.append(here)  # at the end: it must not shadow what is installed
+            importlib.invalidate_caches()
+            return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if _is_part(error.name, path):
+            raise RecipeError(
+                f"{what}: there is no module {error.name} in Python's path, nor in the current directory {Path.cwd()}; "
+                "run hopd where the module is, or install it"
+            ) from error
+        raise RecipeError(f"{what}: {path} imports {error.name}, which is not installed") from error
+    except (ImportError, SyntaxError) as error:
+        raise RecipeError(f"{what}: {path} cannot be imported: {error}") from error
+
+
+def _is_part(missing: str | None, path: str) -> bool:
+    """Tells whether the module that is missing is `path` or one of its packages, and not something that it imports."""
+    return missing is not None and f"{path}.".startswith(f"{missing}.")

@@ -1,0 +1,166 @@
+"""Classes of one's own, named in a recipe as `my.module:Name`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hopd import plugin
+from hopd.errors import RecipeError
+from hopd.recipe import PluginSource, Recipe
+from hopd.tasks import build_task
+
+SOKOBAN = """
+from dataclasses import dataclass
+from hopd.tasks import Problem
+
+@dataclass
+class Sokoban:
+    size: int
+    boxes: int = 1
+
+    @property
+    def problems(self):
+        return [Problem(i, f"push {self.boxes}", str(i)) for i in range(self.size)]
+
+    def score(self, problem, response):
+        return float(response == problem.answer)
+
+class Silent:
+    pass
+
+LEVELS = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a module of one's own into the current directory, and gives its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name: str = "own_game", text: str = SOKOBAN) -> str:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        return name
+
+    yield write
+    sys.modules.pop("own_game", None)
+
+
+def recipe(**task: Any) -> Recipe:
+    content = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    return Recipe.parse(content | {"task": task})
+
+
+def test_a_module_of_the_current_directory_is_found(module: Callable[..., str]) -> None:
+    assert plugin.load(f"{module()}:LEVELS", "task.source") == 3
+
+
+def test_a_module_of_the_current_directory_shadows_none_that_is_installed(module: Callable[..., str]) -> None:
+    module("json", "loads = None")
+    plugin.load(f"{module()}:LEVELS", "task.source")
+    assert sys.path[-1] == str(Path.cwd())
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("own_game:", r"task\.source 'own_game:' is no name of a plug-in; write my\.module:Name"),
+        (":Sokoban", "is no name of a plug-in"),
+        ("own game:Sokoban", "is no name of a plug-in"),
+        ("own_game:Sokoban:size", "is no name of a plug-in"),
+        ("own_game:Sokobann", r"own_game \(.*own_game\.py\) has no 'Sokobann' \(did you mean 'Sokoban'\?\)"),
+        ("no_such_game:Sokoban", "no module no_such_game in Python's path, nor in the current directory .*; run hopd"),
+        ("own_game.levels:Sokoban", r"no module own_game\.levels in"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_is_an_error_that_says_why(
+    module: Callable[..., str], name: str, sentence: str
+) -> None:
+    module()
+    with pytest.raises(RecipeError, match=sentence):
+        plugin.load(name, "task.source")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("import no_such_package", "own_game imports no_such_package, which is not installed"),
+        ("from json import nothing", "own_game cannot be imported: cannot import name 'nothing'"),
+        ("class :", r"own_game cannot be imported: .*\(own_game\.py, line 1\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_an_error_with_the_cause(
+    module: Callable[..., str], text: str, sentence: str
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        plugin.load(f"{module('own_game', text)}:Sokoban", "task.source")
+
+
+def test_a_class_is_given_what_it_has_a_parameter_for() -> None:
+    def make(size: int, full_tokens: int) -> tuple[int, int]:
+        return size, full_tokens
+
+    assert plugin.construct(make, {"size": 2}, "horizon 'x'", full_tokens=9, student=None) == (2, 9)
+    with pytest.raises(RecipeError, match="horizon 'x' has no option 'full_tokens'; it takes size"):
+        plugin.construct(make, {"size": 2, "full_tokens": 8}, "horizon 'x'", full_tokens=9)
+
+
+def test_a_class_with_open_options_takes_any() -> None:
+    assert plugin.construct(lambda **options: options, {"a": 1}, "task 'x'") == {"a": 1}
+
+
+def test_a_task_of_your_own_is_made_from_its_options(module: Callable[..., str]) -> None:
+    source = recipe(source=f"{module()}:Sokoban", size=4, chat=True).task
+    task = build_task(source)
+    assert (task.size, task.boxes, source.chat) == (4, 1, True)
+    assert task.score(task.problems[3], "3") == 1
+
+
+def test_a_recipe_with_a_task_of_your_own_comes_back_from_its_own_yaml(module: Callable[..., str]) -> None:
+    written = recipe(source=f"{module()}:Sokoban", size=4, boxes=2)
+    assert isinstance(written.task, PluginSource)
+    assert Recipe.parse(yaml.safe_load(written.yaml())) == written
+    assert written.with_changes(seed=3).task == written.task
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"size": 4, "boxs": 2},
+            r"task 'own_game:Sokoban' has no option 'boxs' \(did you mean 'boxes'\?\); it takes size",
+        ),
+        ({}, "task 'own_game:Sokoban' needs size"),
+        (
+            {"source": "own_game:LEVELS"},
+            r"task\.source 'own_game:LEVELS' is no class but int; name a class of own_game",
+        ),
+        ({"source": "own_gam:Sokoban"}, r"task\.source 'own_gam:Sokoban': there is no module own_gam"),
+    ],
+)
+def test_a_task_of_your_own_is_checked_when_the_recipe_is_read(
+    module: Callable[..., str], options: dict[str, Any], sentence: str
+) -> None:
+    module()
+    with pytest.raises(RecipeError, match=sentence):
+        recipe(**{"source": "own_game:Sokoban"} | options)
+
+
+def test_a_task_of_your_own_without_problems_is_an_error(module: Callable[..., str]) -> None:
+    with pytest.raises(RecipeError, match="has no problems and no score; a class in its place needs problems, score"):
+        build_task(recipe(source=f"{module()}:Silent").task)
+
+
+def test_the_command_finds_a_task_beside_the_recipe(module: Callable[..., str], tmp_path: Path) -> None:
+    recipe_file = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+    task = f"--set=task={{source: {module()}:Sokoban, sise: 40}}"
+    command = [sys.executable, "-P", "-m", "hopd", "check", "--without-weights", str(recipe_file), task]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "task 'own_game:Sokoban' has no option 'sise' (did you mean 'size'?)" in ended.stderr
