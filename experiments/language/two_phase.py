@@ -10,8 +10,8 @@ from experiments.language.horizons import HorizonComparison, said, times_sooner
 from experiments.language.pairs import SHARPENED, make_pair
 from experiments.language.setting import OPD, Setting, final, topd
 from experiments.quickstart.make import BATCH, Examples, training_pairs
+from experiments.tasks.two_phase import worked
 from hopd.tasks.addition import prompt
-from hopd.tasks.two_phase import worked
 
 STEPS = 6
 UPDATES = (350, 60)
@@ -20,7 +20,7 @@ DROPPED_CARRIES, DOUBLED = 0.1, 0.5
 DISTILLED, RATE = 48, 2e-4  # of each variant: steps, learning rate
 
 SETTING = Setting(
-    task={"source": "two_phase", "steps": STEPS, "size": 8192},
+    task={"source": "experiments.tasks.two_phase:TwoPhase", "steps": STEPS, "size": 8192},
     held_out={"held_out": True},
     full_tokens=324,
     prompts=16,

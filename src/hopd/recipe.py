@@ -44,16 +44,6 @@ class AdditionSource(_TaskSource):
     held_out: bool = False
 
 
-class TwoPhaseSource(_TaskSource):
-    """Repeated addition, and then repeated tripling of the sum: the second half needs another skill."""
-
-    source: Literal["two_phase"]
-    steps: int = Field(6, ge=1, le=13)
-    size: int = Field(8192, ge=1, le=90_000)
-    seed: int = 0
-    held_out: bool = False
-
-
 class FileSource(_TaskSource):
     """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
 
@@ -97,7 +87,6 @@ class PluginSource(_TaskSource):
 
 TASKS: dict[str, type[Section]] = {
     "addition": AdditionSource,
-    "two_phase": TwoPhaseSource,
     "file": FileSource,
     "reasoning_gym": GymSource,
 }
@@ -112,7 +101,6 @@ def _task_kind(source: Any) -> str | None:
 
 TaskSource = Annotated[
     Annotated[AdditionSource, Tag("<task addition>")]
-    | Annotated[TwoPhaseSource, Tag("<task two_phase>")]
     | Annotated[FileSource, Tag("<task file>")]
     | Annotated[GymSource, Tag("<task reasoning_gym>")]
     | Annotated[PluginSource, Tag("<task plug-in>")],

@@ -19,9 +19,9 @@ def test_an_unknown_experiment_is_named(capsys):
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "two"])
-def test_seeds_are_a_number_from_1_on(seeds, capsys):
+def test_seeds_are_a_number_from_1_on(seeds, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["signal-variance", "--seeds", seeds])
+        main(["signal-variance", f"--work={tmp_path}", f"--out={tmp_path}", "--seeds", seeds])
     assert f"a whole number from 1 on, such as 3; got '{seeds}'" in capsys.readouterr().err
 
 

@@ -6,7 +6,6 @@ from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Problem, Task
 from hopd.tasks.prompts import PromptSet, encode
-from hopd.tasks.two_phase import TwoPhase
 
 __all__ = [
     "Problem",
@@ -15,7 +14,6 @@ __all__ = [
     "ReasoningGym",
     "RepeatedAddition",
     "Task",
-    "TwoPhase",
     "build_prompts",
     "build_task",
     "encode",

@@ -3,10 +3,11 @@ import re
 
 import pytest
 
+from experiments.tasks.two_phase import TwoPhase, worked
+from hopd.errors import TaskError
 from hopd.recipe import Recipe
-from hopd.tasks import TwoPhase, build_task
+from hopd.tasks import build_task
 from hopd.tasks.addition import is_held_out
-from hopd.tasks.two_phase import worked
 
 TRIPLING = re.compile(r"([a-z])(\d{3})\*3:(\d{4})(\d{4})(\d{4})=(\d{3});")
 
@@ -67,5 +68,14 @@ def test_evaluation_has_pairs_of_its_own(held_out):
 
 
 def test_a_recipe_names_it():
-    recipe = Recipe.load("recipes/quickstart.yaml", ["task={source: two_phase, steps: 3, size: 5}"])
+    recipe = Recipe.load(
+        "recipes/quickstart.yaml", ["task={source: 'experiments.tasks.two_phase:TwoPhase', steps: 3, size: 5}"]
+    )
     assert build_task(recipe.task) == TwoPhase(steps=3, size=5)
+
+
+@pytest.mark.parametrize(("options", "sentence"), [("steps: 14", "1 to 13 steps"), ("size: 0", "1 to 90000 problems")])
+def test_a_recipe_that_asks_for_too_much_is_refused(options, sentence):
+    task = f"task={{source: 'experiments.tasks.two_phase:TwoPhase', {options}}}"
+    with pytest.raises(TaskError, match=sentence):
+        build_task(Recipe.load("recipes/quickstart.yaml", [task]).task)

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from hopd.errors import TaskError
 from hopd.tasks.addition import DIGITS, LABELS, MODULUS, digits, draw_pairs, prompt, scratchpad
 from hopd.tasks.problem import Problem
 
 FACTOR = 3
+LARGEST = 90_000  # problems: there are about 100,000 held-out pairs
 
 
 def worked(
@@ -44,10 +46,19 @@ def worked(
 class TwoPhase:
     """`size` problems of `steps` additions and as many triplings; `held_out` picks the evaluation pairs."""
 
-    steps: int
-    size: int
+    steps: int = 6
+    size: int = 8192
     seed: int = 0
     held_out: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= len(LABELS) // 2:
+            raise TaskError(
+                f"two-phase arithmetic takes 1 to {len(LABELS) // 2} steps, as each of the {len(LABELS)} letters labels a line; "
+                f"got {self.steps}"
+            )
+        if not 1 <= self.size <= LARGEST:
+            raise TaskError(f"two-phase arithmetic has 1 to {LARGEST} problems, got {self.size}")
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
