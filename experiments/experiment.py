@@ -1,4 +1,4 @@
-"""What an experiment is: variants that run once a seed, and a page made of what they gave."""
+"""Defines an experiment: variants that run once for each seed, and a page that is written from their results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 Verdict = Literal["holds", "holds in part", "does not hold"]
 Results = Mapping[str, Sequence[dict[str, Any]]]
-"""Of each variant, one result a seed; each has its `seconds`."""
+"""Maps each variant to its results, one for each seed, with the `seconds` that it took."""
 
 
 class Experiment(Protocol):
@@ -15,24 +15,28 @@ class Experiment(Protocol):
     seeds: int
 
     def prepare(self, seed: int, work: Path) -> None:
-        """What the variants of a seed share, into the folder `work`: policies that know their own task, say. The first
-        seed's has ended before the others' begin, so it can make in `work.parent` what all seeds share."""
+        """Writes what all variants of a seed share to the folder `work`, such as policies that know their own task.
+
+        The first seed is prepared before the others, so it can write what all seeds share to `work.parent`.
+        """
         ...
 
-    def variants(self) -> Sequence[str]: ...
+    def variants(self) -> Sequence[str]:
+        """Names what is compared; a name has no `/`, since it names a file."""
+        ...
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
-        """One result, which JSON can hold."""
+        """Runs one variant with one seed, and returns what the page needs, as JSON can hold it."""
         ...
 
     def page(self, results: Results, out: Path) -> "Page":
-        """The figure goes to `out`."""
+        """Draws the figures into `out`, and returns the page."""
         ...
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper, and what was found."""
+    """Sets a claim of the paper beside what was found here."""
 
     claim: str
     found: str
@@ -41,7 +45,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Page:
-    """`setting` says what was run and what we chose; `tables` are in Markdown; `figures` are files beside the page."""
+    """Holds the parts of a page. `setting` says what was run and what we chose, `tables` are in Markdown, and `figures`
+    maps files next to the page to their captions."""
 
     title: str
     source: str
@@ -52,6 +57,7 @@ class Page:
     remarks: str = ""
 
     def markdown(self, name: str, seeds: int, seconds: float, machine: str) -> str:
+        """Writes the page of the experiment `name`, which took `seconds` of processor time for all seeds."""
         lines = [f"# {self.title}", "", f"{self.source}. Run it: `python -m experiments {name}`.", "", self.setting, ""]
         verdicts = [[claim.claim, claim.found, f"**{claim.verdict}**"] for claim in self.claims]
         lines += ["## Verdict", "", table(["the paper's claim", "here", "verdict"], verdicts), ""]
@@ -70,5 +76,6 @@ class Page:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes a table in Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

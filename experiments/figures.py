@@ -1,4 +1,4 @@
-"""What the figures of several experiments share."""
+"""Saves figures, and writes means over seeds: what the pages share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ matplotlib.use("agg")
 
 
 def save(figure: Any, path: Path) -> None:
+    """Writes a figure in the style of all pages, and closes it."""
     from matplotlib import pyplot
 
     for panel in figure.axes:
@@ -24,5 +25,5 @@ def mean(values: Sequence[float]) -> float:
 
 
 def interval(shares: Sequence[float]) -> str:
-    """Mean of the seeds, and the lowest and highest, in percent."""
+    """Writes the mean over seeds in percent, with the lowest and the highest."""
     return f"{100 * mean(shares):.0f} % ({100 * min(shares):.0f}–{100 * max(shares):.0f})"

@@ -1,4 +1,4 @@
-"""Runs what is missing of experiments, a process for each core, and writes their pages."""
+"""Runs what experiments still lack, in one process for each core, and writes their pages."""
 
 import asyncio
 import json
@@ -23,10 +23,11 @@ Log = Callable[[str], None]
 def reproduce(
     experiments: Sequence[Experiment], work: Path, out: Path, seeds: int | None = None, log: Log = print
 ) -> list[Path]:
-    """Gives the pages. Results that lie in `work` already are taken as they are, so that an interrupted run goes on.
+    """Runs the experiments and returns their pages. Results that are already in `work` are kept, so an interrupted run
+    continues.
 
-    All experiments share the processes, so that no core waits for the last run of one. Raises an `ExceptionGroup` of
-    those that failed, after the others have ended.
+    All experiments share the processes, so that no core waits for the last run of one of them. Raises an
+    `ExceptionGroup` of those that failed, after the others have ended.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
@@ -73,7 +74,7 @@ class _Runs:
 
 
 def _write(experiment: Experiment, folder: Path, seeds: int, out: Path) -> Path:
-    """The page of results that are all there."""
+    """Writes page, figures and numbers of an experiment whose results are complete."""
     results: dict[str, list[dict[str, Any]]] = {
         variant: [json.loads(_result(folder, variant, seed).read_text()) for seed in range(seeds)]
         for variant in experiment.variants()
@@ -91,7 +92,7 @@ def _write(experiment: Experiment, folder: Path, seeds: int, out: Path) -> Path:
 
 
 def _index(out: Path) -> str:
-    """The verdicts of all pages that there are."""
+    """Writes the verdicts of all pages in `out` as one table."""
     pages = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
     rows = [
         [f"[{page['title']}]({name}.md)", claim["claim"], claim["found"], f"**{claim['verdict']}**"]
@@ -99,12 +100,13 @@ def _index(out: Path) -> str:
         for claim in page["claims"]
     ]
     counted = Counter(claim["verdict"] for page in pages.values() for claim in page["claims"])
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-    lines = ["# What held", "", f"Written by `python -m experiments`. Of {len(rows)} claims: {said}.", ""]
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+    lines = ["# What held", "", f"Written by `python -m experiments`. Of {len(rows)} claims: {counts}.", ""]
     return "\n".join([*lines, table(["page", "the paper's claim", "here", "verdict"], rows)]) + "\n"
 
 
 def machine() -> str:
+    """Names the processor and its number of cores."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Counting bits: a dataset of reasoning-gym, which nobody here designed, and a teacher trained on worked solutions."""
+"""Compares horizons on counting bits: a dataset of reasoning-gym, and a teacher trained on worked solutions of ours."""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ BATCH = 8
 UPDATES = (800, 100)
 RATES = (1e-3, 5e-4)
 
-# Problems of the dataset are numbered by seed + index: distillation has the first 8192, evaluation those from 10,000
-# on, teacher and student learnt from those after 1,000,000.
+# The dataset numbers its problems by seed + index: distillation has the first 8192, evaluation those from 10,000 on,
+# and teacher and student learn from those after 1,000,000.
 SETTING = Setting(
     task={"source": "reasoning_gym", "name": "count_bits", "size": 8192, "options": OPTIONS},
     held_out={"seed": 10_000},
@@ -32,9 +32,11 @@ SETTING = Setting(
 
 
 def worked(number: int, rng: random.Random, drop_carry: float = 0.0) -> str:
-    """The response: the number, a line for each halving, the answer in tags. A line has, for each digit, the digit, the
-    carry into it and the half's digit, then the half, and how many halvings left a rest so far. With the probability
-    `drop_carry` each carry is forgotten. The first lines for 98543, which is 49271 times two and a rest:
+    """Returns the response: the number, a line for each halving, the answer in tags.
+
+    A line has for each digit the digit, the carry into it and the half's digit, then the half, and how many halvings
+    have left a remainder. Each carry is forgotten with probability `drop_carry`. The first lines for 98543, which is
+    two times 49271 plus one:
 
         =98543:00;
         a904814512402311=49271:01;
@@ -54,12 +56,13 @@ def worked(number: int, rng: random.Random, drop_carry: float = 0.0) -> str:
 
 
 def make(out: Path) -> None:
+    """Writes teacher and student."""
     rng = random.Random(0)
     make_pair(out, examples(rng, 0.0), examples(rng, DROPPED_CARRIES), UPDATES, RATES, SYMBOLS)
 
 
 def examples(rng: random.Random, drop_carry: float) -> Examples:
-    """Of numbers that are not evaluated."""
+    """Returns worked solutions for numbers that are not evaluated."""
     held_out = ReasoningGym("count_bits", size=SETTING.problems, options=OPTIONS, **SETTING.held_out)
     asked = {problem.prompt for problem in held_out.problems}
     dataset = ReasoningGym("count_bits", size=1, seed=1_000_000, options=OPTIONS).dataset
@@ -79,7 +82,8 @@ COUNT_BITS = HorizonComparison(
     text=(
         f"`count_bits` of reasoning-gym with numbers of {DIGITS} digits, scored by the dataset's own scorer. It has "
         f"answers and no worked solutions; ours halve the number {HALVINGS} times, digit by digit, and count the "
-        f"rests: 471 tokens. The teacher is the packaged one, fine-tuned for {UPDATES[0]} updates on them. {SHARPENED} "
+        f"remainders: 471 tokens. The teacher is the packaged one, fine-tuned for {UPDATES[0]} updates on them. "
+        f"{SHARPENED} "
         f"The student is that teacher, fine-tuned for {UPDATES[1]} updates to forget half of the carries. No number "
         "that is evaluated was among those that teacher and student learnt from. Training is the quickstart's, with "
         f"twice as many steps, of {SETTING.prompts} rollouts; POPD's start and increment are the quickstart's shares "
@@ -96,10 +100,10 @@ COUNT_BITS = HorizonComparison(
     make=make,
     remarks=(
         "We read 128 answers of each of the first seed's last students, and what is wrong first in each. No student "
-        "forgets a carry any more, however short its horizon was: the skill came from the first tenth, and is there "
-        "on every line. After TOPD 26 answers are wrong: 11 in nothing but what stands between the tags, 10 in the "
-        "count, 5 in a label or a copy. After POPD, whose horizon ended at 418 of 471 tokens, 29 are: 26 in nothing "
-        "but what stands between the tags, two in the last line. What the horizon never reached was known before, was "
+        "forgets a carry any more, however short its horizon was: the skill was learnt in the first tenth, and is "
+        "there on every line. After TOPD 26 answers are wrong: 11 only in the answer between the tags, 10 in the "
+        "count, 5 in a label or a copy. After POPD, whose horizon ended at 418 of 471 tokens, 29 are: 26 only in the "
+        "answer between the tags, two in the last line. What the horizon never reached was known before, was "
         "not taught again, and drifted while the rest was learnt. It drifts more at higher rates: with the first seed "
         "TOPD ended at 69 % with 2e-4 and half of the steps, and with 5e-4, decaying, at 12 %, POPD at 62 %."
     ),

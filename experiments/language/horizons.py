@@ -1,4 +1,4 @@
-"""Horizons on one task: does a short one reach as much, for less?"""
+"""Compares horizons on one task: does a short one reach the same accuracy at a lower cost?"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +15,19 @@ from hopd.training.files import write_atomically
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 POINT = 0.01 + 1e-9  # a difference of exactly one point is within it
 Variants = Mapping[str, tuple[Mapping[str, Any], int, int]]
-"""Of each variant its horizon, its steps, and how often it is looked at: the shorter its steps, the more of them."""
+"""Maps each variant to its horizon, its number of steps (more where they are shorter), and the steps from one
+evaluation to the next."""
 
 
 def homogeneous(results: Results) -> Sequence[Claim]:
-    """What the paper says of tasks whose skill is the same everywhere in an answer."""
+    """Judges what the paper says about tasks whose skill is the same at every position of an answer."""
     times = times_sooner(results, "POPD")
     reached = [ratio for ratio in times if ratio]
     return [
         *(_short(results, name) for name in results if name.startswith("TOPD")),
         Claim(
             "POPD reaches OPD's final accuracy at least 2.5 times sooner",
-            f"OPD's seconds over POPD's, by seed: {said(times)}",
+            f"OPD's seconds over POPD's, by seed: {multiples(times)}",
             "holds"
             if len(reached) == len(times) and min(reached) >= 2.5
             else "holds in part"
@@ -43,7 +44,7 @@ def _short(results: Results, name: str) -> Claim:
     return Claim(
         f"{name} ends within 1 point of OPD, and gets there at no more than 1/5 of the seconds",
         f"OPD minus TOPD by seed: {', '.join(f'{points:+.1f}' for points in lost)} points; OPD's seconds over TOPD's "
-        f"to within 1 point of where OPD ends: {said(times)}",
+        f"to within 1 point of where OPD ends: {multiples(times)}",
         "holds"
         if max(lost) <= 100 * POINT and len(cheap) == len(lost)
         else "holds in part"
@@ -54,7 +55,7 @@ def _short(results: Results, name: str) -> Claim:
 
 @dataclass
 class HorizonComparison:
-    """Horizons on one task: the quickstart's, or that of a `setting`, whose models `make` writes to a folder."""
+    """Compares horizons on one task: the quickstart's, or that of a `setting`, whose models `make` writes."""
 
     name: str
     title: str
@@ -118,8 +119,8 @@ def _teacher(setting: Setting, work: Path) -> Path:
 
 
 def to_target(results: Results, name: str, within: float = 0.0) -> list[dict[str, Any] | None]:
-    """By seed the evaluation that first gives what OPD ends with on the same seed, or `within` so much less; None if
-    there is none."""
+    """Returns for each seed the first evaluation that reaches OPD's final accuracy on the same seed, less `within`;
+    None if there is none."""
     return [
         next((point for point in run["curve"][1:] if point["accuracy"] >= target - within), None)
         for run, target in zip(results[name], final(results["OPD"]), strict=True)
@@ -127,12 +128,13 @@ def to_target(results: Results, name: str, within: float = 0.0) -> list[dict[str
 
 
 def times_sooner(results: Results, name: str, within: float = 0.0) -> list[float | None]:
-    """OPD's seconds to the target over the variant's, by seed."""
+    """Returns OPD's seconds to the target over the variant's, by seed."""
     pairs = zip(to_target(results, "OPD", within), to_target(results, name, within), strict=True)
     return [opd["training_seconds"] / other["training_seconds"] if opd and other else None for opd, other in pairs]
 
 
-def said(ratios: Sequence[float | None]) -> str:
+def multiples(ratios: Sequence[float | None]) -> str:
+    """Writes ratios as multiples, with "never" for those that do not exist."""
     return ", ".join("never" if ratio is None else f"{ratio:.1f} ×" for ratio in ratios)
 
 

@@ -1,4 +1,4 @@
-"""Long addition: the quickstart's task with answers of 701 tokens, twice as long."""
+"""Compares horizons on long addition: the quickstart's task with answers of 701 tokens, twice as long."""
 
 import random
 from collections.abc import Sequence
@@ -26,12 +26,13 @@ SETTING = Setting(
 
 
 def make(out: Path) -> None:
+    """Writes teacher and student."""
     rng = random.Random(0)
     make_pair(out, examples(rng, 0.0), examples(rng, DROPPED_CARRIES), UPDATES, RATES)
 
 
 def examples(rng: random.Random, drop_carry: float) -> Examples:
-    """Half of the batches have all steps, the others fewer."""
+    """Returns scratchpads: all steps in every other batch, fewer in the rest."""
 
     def of_update(update: int) -> Sequence[tuple[str, str]]:
         steps = STEPS if update % 2 == 0 else rng.randint(1, STEPS)
@@ -65,9 +66,9 @@ LONG_ADDITION = HorizonComparison(
     make=make,
     remarks=(
         "We read the 96 answers of the first seed's last student after TOPD: 12 are wrong, none for a forgotten carry. "
-        "11 leave out lines, most of them from the 18th of 24 on, and one has a wrong label. The skill came from the "
-        "first tenth and is there on every line; how to go through all lines stands where no horizon of 71 tokens "
-        "goes, and drifted (the third seed lost 13 points of accuracy in its last 12 steps). POPD stands still until "
+        "11 leave out lines, most of them from the 18th of 24 on, and one has a wrong label. The skill was learnt in "
+        "the first tenth and is there on every line; how to go through all lines is beyond a horizon of 71 tokens, and "
+        "drifted (the third seed lost 13 points of accuracy in its last 12 steps). POPD makes no progress until "
         "its horizon has nearly all lines, and is then as good as OPD."
     ),
 )

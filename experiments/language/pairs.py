@@ -1,4 +1,4 @@
-"""Teachers and students of 0.65M parameters for the tasks that the packaged ones do not know."""
+"""Makes teachers and students of 0.65M parameters for tasks that the packaged ones do not know."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from hopd.quickstart import RECIPE
 from hopd.tasks.addition import SYMBOLS
 
 PACKAGED = RECIPE.parent / "teacher"
-SHARPER = 2  # times a teacher's logits, after its training
+SHARPER = 2  # the factor of a teacher's logits, after its training
 SHARPENED = (
     "Its logits are then doubled, so that it answers at temperature 1, where students sample, as it would at ½: "
-    "what a few hundred updates leave of doubt at each of hundreds of tokens adds up."
+    "the doubt that a few hundred updates leave at each of hundreds of tokens adds up."
 )
 
 
@@ -25,9 +25,12 @@ def make_pair(
     rates: tuple[float, float],
     symbols: str = "",
 ) -> None:
-    """Writes `out/teacher`, the packaged teacher fine-tuned on the examples and made surer of itself, and
-    `out/student`, a copy of it fine-tuned on examples with broken habits. `symbols` are characters that the packaged
-    models have no token for."""
+    """Writes `out/teacher`, the packaged teacher fine-tuned on the examples with its logits sharpened, and
+    `out/student`, a copy of it fine-tuned on examples with broken habits.
+
+    `updates` and `rates` are pairs, for teacher and student; `symbols` are characters for which the packaged models
+    have no token.
+    """
     torch.manual_seed(0)
     model, tokenizer = (
         LlamaForCausalLM.from_pretrained(PACKAGED).float(),

@@ -1,4 +1,4 @@
-"""Prefix continuation (Fig. 9 and 10) and the position probe (Fig. 13), before and after TOPD."""
+"""Runs prefix continuation (Fig. 9 and 10) and the position probe (Fig. 13), before and after TOPD."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

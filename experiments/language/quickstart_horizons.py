@@ -10,8 +10,8 @@ QUICKSTART = HorizonComparison(
     text=(
         "Repeated addition with a scratchpad, 353 tokens an answer; student and teacher of 0.65M parameters "
         f"from the package; 32 rollouts a step. Evaluated on {HELD_OUT} held-out problems to the full length. "
-        "What is to be learnt, addition with carry, is the same everywhere in an answer: the case for which "
-        "the paper expects TOPD to work. Seconds are the processor's, of training."
+        "The skill, addition with carry, is the same at every position of an answer: the case where the paper expects "
+        "a short horizon to suffice. Seconds are the processor's, of training."
     ),
     plan={
         "OPD": (OPD, 16, 2),

@@ -1,4 +1,4 @@
-"""Reverse distillation (Fig. 11): a strong student follows a weak teacher, and becomes as weak."""
+"""Runs reverse distillation (Fig. 11): a strong student follows a weak teacher, and becomes as weak."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from experiments.language.setting import OPD, SEEDS, final, quickstart, topd, tr
 from hopd.evaluation.evaluator import evaluate_model
 from hopd.sources import ModelSource
 
-# As many tokens each, about.
+# All have about the same number of tokens.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int]] = {
     "OPD": (OPD, 24),
     "TOPD 0.5": (topd(0.5), 48),

@@ -1,4 +1,4 @@
-"""Segment ablation (Fig. 12): full rollouts, but only one tenth of each carries loss. Do early tenths teach more?"""
+"""Runs the segment ablation (Fig. 12): only a tenth of each full rollout carries loss. Do early tenths teach more?"""
 
 from collections.abc import Sequence
 from pathlib import Path

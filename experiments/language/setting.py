@@ -1,4 +1,4 @@
-"""What the language experiments share: the quickstart's recipe with changes, run to its end or read if it was."""
+"""Trains the quickstart's recipe with another task, horizon and length, as the language experiments need it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,11 @@ HELD_OUT = 256  # problems of an evaluation: a share of 0.95 has a standard erro
 
 @dataclass(frozen=True)
 class Setting:
-    """Another task than the quickstart's, with the length of its answers, the prompts of a step and what `training`
-    has otherwise. `held_out` are the changes that make it the task of evaluation, on `problems` of it. Its student and
-    teacher are made once, for all seeds."""
+    """Describes a task other than the quickstart's, whose student and teacher are made once for all seeds.
+
+    `full_tokens` is the length of its answers, `prompts` their number in a step, and `training` replaces settings of
+    the quickstart's training. `held_out` replaces those of `task` that make it the evaluation's, with `problems`.
+    """
 
     task: Mapping[str, Any]
     held_out: Mapping[str, Any]
@@ -31,11 +33,12 @@ class Setting:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def models(self, work: Path) -> Path:
-        """Where student and teacher lie; `work` is the folder of any seed."""
+        """Returns the folder of student and teacher; `work` is the folder of any seed."""
         return work.parent / "models"
 
 
 def topd(ratio: float) -> dict[str, Any]:
+    """Returns the horizon of TOPD with the ratio ρ (Eq. 12)."""
     return {"controller": "truncated", "ratio": ratio}
 
 
@@ -48,8 +51,8 @@ def quickstart(
     every: int,
     setting: Setting | None = None,
 ) -> Recipe:
-    """The quickstart's recipe with another horizon and number of steps, evaluated on `HELD_OUT` problems; with a
-    `setting`, on its task and with its models."""
+    """Returns the quickstart's recipe with another horizon and number of steps, evaluated on `HELD_OUT` problems; with
+    a `setting`, on its task and with its models."""
     recipe = Recipe.load(RECIPE, [f"seed={seed}"])
     assert recipe.evaluation is not None
     evaluation = recipe.evaluation.model_dump() | {"every": every, "at_start": True}
@@ -66,17 +69,17 @@ def quickstart(
 
 
 def train(recipe: Recipe) -> list[dict[str, Any]]:
-    """The evaluations of the run, each with its costs; a run that was interrupted goes on. Seconds are the processor's:
-    other programs on the machine, and the experiment on its other core, add none."""
+    """Trains, and returns the evaluations of the run, each with its costs; an interrupted run continues, and a finished
+    one is only read. Seconds are processor time, to which other programs on the machine add nothing."""
     result = Distiller(recipe, resume=True, progress=Progress(quiet=True), clock=time.process_time).train()
     return list(result.directory.read("evaluations"))
 
 
 def final(results: Sequence[Mapping[str, Any]], key: str = "accuracy") -> list[float]:
-    """The last evaluation of each seed."""
+    """Returns one measure of each seed's last evaluation."""
     return [run["curve"][-1][key] for run in results]
 
 
 def student_after(recipe: Recipe) -> str:
-    """Where the trained student lies."""
+    """Returns the folder of the trained student."""
     return str(sorted((recipe.directory / "checkpoints").glob("step-*"))[-1])

@@ -1,4 +1,4 @@
-"""Autoregressive navigation (Fig. 7, 8 and Table 2): a task whose later phase needs what the earlier does not."""
+"""Runs autoregressive navigation (Fig. 7, 8 and Table 2): its later phase needs a skill that the earlier does not."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from experiments.figures import interval, save
 from experiments.navigation.course import STEPS, Course
 from experiments.navigation.distillation import as_json, distil
 from experiments.navigation.paths import draw_paths
-from experiments.navigation.policy import TransformerPolicy
+from experiments.navigation.policy import TransformerPolicy, load
 from experiments.navigation.reinforce import LEARNT, MARGIN, reinforce
 from hopd.horizon import build
 
@@ -49,7 +49,7 @@ class AutoregressiveNavigation:
         return list(HORIZONS)
 
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
-        student, teacher = _load(work / "student.pt"), _load(work / "teacher.pt")
+        student, teacher = (load(TransformerPolicy(), work / f"{name}.pt") for name in ("student", "teacher"))
         before = copy.deepcopy(student)
         controller = build(HORIZONS[variant], STEPS)
         ledger = work / f"{variant}-ledger.json"
@@ -91,7 +91,7 @@ class AutoregressiveNavigation:
         half = all(share is not None and share <= 0.5 for share in shares["seconds"])
         both = min(best["OPD"] + best["POPD"])
         middle, low = sum(best["TOPD 0.25"]) / len(best["TOPD 0.25"]), max(best["TOPD 0.20"] + best["TOPD 0.10"])
-        said = ", ".join("never" if share is None else f"{share:.2f}" for share in shares["seconds"])
+        ratios = ", ".join("never" if share is None else f"{share:.2f}" for share in shares["seconds"])
         return Page(
             title="Autoregressive navigation: a horizon that is too short for the task",
             source="Fig. 7, 8 and Table 2 of the paper",
@@ -120,7 +120,7 @@ class AutoregressiveNavigation:
                 ),
                 Claim(
                     "POPD reaches 95 % at no more than half of OPD's cost",
-                    f"seconds, POPD over OPD, by seed: {said}",
+                    f"seconds, POPD over OPD, by seed: {ratios}",
                     "holds"
                     if half
                     else "holds in part"
@@ -148,12 +148,6 @@ Its five actions are the teacher's; what follows is what a student makes, untaug
 that was the way round the obstacle. POPD has all 50 actions from step 98 on, where OPD of some seeds is done."""
 
 
-def _load(path: Path) -> TransformerPolicy:
-    policy = TransformerPolicy()
-    policy.load_state_dict(torch.load(path, weights_only=True))
-    return policy
-
-
 def _to_target(run: Mapping[str, Any], key: str) -> float | None:
     return next((point[key] for point in run["curve"] if point["success"] >= TARGET), None)
 
@@ -164,7 +158,7 @@ def _cost(runs: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
 
 
 def _shares(results: Results, key: str) -> list[float | None]:
-    """POPD's cost over OPD's, by seed; None where either never arrives."""
+    """Returns POPD's cost over OPD's, by seed; None where either never reaches the target."""
     pairs = zip(results["POPD"], results["OPD"], strict=True)
     costs = [(_to_target(popd, key), _to_target(opd, key)) for popd, opd in pairs]
     return [popd / opd if popd is not None and opd is not None else None for popd, opd in costs]

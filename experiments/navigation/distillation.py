@@ -1,4 +1,4 @@
-"""On-policy distillation of one Gaussian policy into another: the loop of the language models, with other policies."""
+"""Distils one Gaussian policy into another, on-policy: the loop of the language models, with other policies."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ EVALUATED = 256  # rollouts of an evaluation, always of full length ("success@25
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation: success after so many steps, and what they had cost; `seconds` are the processor's."""
+    """Records an evaluation: the success after `step` steps, and their cost; `seconds` are processor time."""
 
     step: int
     horizon: int
@@ -46,22 +46,23 @@ def distil(
     schedule: Literal["constant", "linear"] = "constant",
     every: int = 10,
 ) -> Curve:
-    """The student's success on `course` (the teacher's task), before the first step and `every` so many steps.
+    """Trains `student` in place, and returns its success on `course` (the teacher's task) before the first step and
+    after each `every` steps.
 
-    `gamma` as in Eq. 5; `ledger` is the file of its costs. Evaluation draws from a generator of its own, so that how
-    often it is done changes nothing.
+    The loss is the sampled reverse KL (mean over tokens), its credit discounted by `gamma` (Eq. 5). `ledger` is the
+    file to which costs are written. Evaluation has its own random generator, so how often it happens changes nothing.
     """
     assert isinstance(student, nn.Module)
-    drawn, looked = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
+    sampling, evaluation = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
     optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
     costs = Ledger(ledger, clock=time.process_time)
-    curve = [Point(0, 0, _success(student, course, looked), 0, 0.0)]
+    curve = [Point(0, 0, _success(student, course, evaluation), 0, 0.0)]
     for step in range(steps):
         if schedule == "linear":
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
         decision = controller.decide(step)
         with costs.phase("rollout"):
-            taken = course.sample(student, rollouts, decision.tokens, drawn)
+            taken = course.sample(student, rollouts, decision.tokens, sampling)
         with costs.phase("teacher"), torch.no_grad():
             teacher_log_prob = log_prob(teacher.whole(taken.observations), taken.actions).flatten()
         with costs.phase("update"):
@@ -80,12 +81,13 @@ def distil(
         costs.commit(lambda counts: counts)
         if (step + 1) % every == 0:
             spent = costs.run
-            success = _success(student, course, looked)
+            success = _success(student, course, evaluation)
             curve.append(Point(step + 1, decision.tokens, success, spent.generated_tokens, spent.training_seconds))
     return curve
 
 
 def as_json(curve: Curve) -> list[dict[str, float]]:
+    """Returns the curve as JSON can hold it."""
     return [asdict(point) | {"seconds": round(point.seconds, 2), "success": round(point.success, 4)} for point in curve]
 
 

@@ -9,7 +9,7 @@ COLOURS = {"teacher": "tab:green", "before": "0.6", "after": "tab:blue"}
 
 
 def draw_paths(panel: Any, paths: Mapping[str, Sequence[Sequence[Sequence[float]]]], course: Course) -> None:
-    """Rollouts of teacher, student before and student after, with target and obstacle."""
+    """Draws rollouts of the teacher and of the student before and after, with target and obstacle."""
     from matplotlib.patches import Circle
 
     for name, rollouts in paths.items():

@@ -1,13 +1,14 @@
-"""Gaussian policies: from what is seen to the mean and the standard deviation of an action.
+"""Defines Gaussian policies, which map observations to the mean and the standard deviation of an action.
 
-Sizes are the paper's. A mean is bounded by the action's scale, a standard deviation lies between a tenth of the
-scale and the scale: densities stay finite (our choice).
+Sizes are the paper's. The mean is bounded by the action's scale, and the standard deviation is between a tenth of the
+scale and the scale, so that densities stay finite (our choice).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -16,26 +17,34 @@ from torch import Tensor, nn
 WIDTH, HEADS = 64, 4
 LOG_STD = (math.log(0.1), 0.0)
 
+M = TypeVar("M", bound=nn.Module)
+
 Gaussian = tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]
-"""Mean and standard deviation."""
+"""Pairs mean and standard deviation."""
 
 
 class Policy(Protocol):
     def memory(self) -> Any:
-        """What `step` remembers of a rollout, before its first action."""
+        """Returns the empty memory of a rollout, which `step` updates."""
         ...
 
     def step(self, seen: Float[Tensor, "R 4"], memory: Any) -> Gaussian:
-        """The next action's distribution."""
+        """Returns the next action's distribution."""
         ...
 
     def whole(self, seen: Float[Tensor, "R T 4"]) -> Gaussian:
-        """The distributions of all actions, each of which knows what was seen up to it."""
+        """Returns the distributions of all actions, each conditioned on the observations up to it."""
         ...
 
 
+def load(policy: M, path: Path) -> M:
+    """Loads the weights that lie at `path` into `policy`, and returns it."""
+    policy.load_state_dict(torch.load(path, weights_only=True))
+    return policy
+
+
 def log_prob(gaussian: Gaussian, actions: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B"]:
-    """log π(a), of both coordinates together."""
+    """Returns log π(a), the sum over both coordinates."""
     mean, std = gaussian
     return (-0.5 * ((actions - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
@@ -51,7 +60,7 @@ class _Heads(nn.Module):
 
 
 class MlpPolicy(nn.Module):
-    """Simple navigation: three hidden layers, tanh."""
+    """Acts in simple navigation: three hidden layers with tanh."""
 
     def __init__(self, scale: float = 0.8):
         super().__init__()
@@ -76,7 +85,7 @@ class MlpPolicy(nn.Module):
 
 
 class OptimalPolicy:
-    """Simple navigation, known in closed form (Fig. 14): straight to the target from wherever it stands."""
+    """Acts in simple navigation in closed form (Fig. 14): it moves straight towards the target from every position."""
 
     def __init__(self, target: Float[Tensor, " 2"], distance: float, scale: float = 0.8, std: float = 0.25):
         self.target, self.distance, self.scale, self.std = target, distance, scale, std
@@ -116,7 +125,7 @@ def _heads(x: Float[Tensor, "R L D"]) -> Float[Tensor, "R H L W"]:
 
 
 class _Layer(nn.Module):
-    """Pre-LN, GELU, no dropout; `cross` adds attention to the encoder's output."""
+    """Applies pre-LN attention and a GELU MLP, without dropout; `cross` adds attention to the encoder's output."""
 
     def __init__(self, cross: bool):
         super().__init__()
@@ -130,8 +139,11 @@ class _Layer(nn.Module):
     def forward(
         self, x: Tensor, encoded: tuple[Tensor, Tensor] | None = None, past: list[Tensor] | None = None
     ) -> Tensor:
-        """`encoded` are the keys and values of the encoder's output; `past` this layer's own of the positions before,
-        to which those of `x` are added."""
+        """Returns the layer's output.
+
+        `encoded` holds keys and values of the encoder's output; `past` holds this layer's own for earlier positions,
+        and those of `x` are appended to it.
+        """
         normed = self.before(x)
         key, value = self.attention.key_values(normed)
         if past:
@@ -144,13 +156,14 @@ class _Layer(nn.Module):
         return x + self.feed(x)
 
     def crossed(self, encoded: Float[Tensor, "R 1 D"]) -> tuple[Tensor, Tensor]:
-        """Its keys and values of the encoder's output, for a decoder's layer."""
+        """Returns a decoder layer's keys and values of the encoder's output."""
         assert self.cross is not None
         return self.cross.key_values(encoded)
 
 
 class TransformerPolicy(nn.Module):
-    """Autoregressive navigation: the encoder (2 layers) reads the task, the decoder (2) velocities and times so far."""
+    """Acts in autoregressive navigation: an encoder (2 layers) reads the task, a decoder (2) velocities and times so
+    far."""
 
     def __init__(self, scale: float = 0.1):
         super().__init__()
@@ -172,7 +185,7 @@ class TransformerPolicy(nn.Module):
         return self._decode(seen, self._encode(seen), [None for _ in self.decoder])
 
     def _encode(self, seen: Float[Tensor, "R T 4"]) -> list[tuple[Tensor, Tensor]]:
-        """Of the task, which no action changes: keys and values for each layer of the decoder."""
+        """Returns keys and values of the task for each layer of the decoder; no action changes them."""
         encoded = self.task(seen[:, :1, :1])
         for layer in self.encoder:
             encoded = layer(encoded)
@@ -192,7 +205,7 @@ class TransformerPolicy(nn.Module):
 
 @dataclass
 class _Memory:
-    """Of a rollout: keys and values of what was seen, and of the task once it is known, for each layer."""
+    """Caches keys and values of a rollout for each layer: of its observations, and of the task once it is known."""
 
     past: list[list[Tensor]]
     encoded: list[tuple[Tensor, Tensor]] | None = None

@@ -1,4 +1,4 @@
-"""REINFORCE: how teacher and student come to know their own tasks before the one teaches the other."""
+"""Trains teacher and student on their own tasks by REINFORCE, before one is distilled into the other."""
 
 import torch
 from torch import nn
@@ -24,12 +24,12 @@ def reinforce(
     every: int = 25,
     at_least: int = 0,
 ) -> float:
-    """Trains `policy` until it succeeds in `LEARNT` of 1024 rollouts, looked at `every` so many steps and `at_least` so
-    many in all, or until `steps` are over; gives the success.
+    """Trains `policy` in place until it succeeds in `LEARNT` of 1024 rollouts, and returns its success.
 
-    The reward of an action is minus the distance that is left, relative to the whole way, and minus `COLLISION` inside
-    the obstacle or closer to it than `MARGIN`: a policy that skims it leaves whoever follows it no room for error. Its
-    return is compared with the mean of all rollouts at that time.
+    Success is measured each `every` steps, from step `at_least` on; training ends after `steps` in any case. The
+    reward of an action is minus the remaining distance, relative to the distance at the start, and minus `COLLISION`
+    inside the obstacle or closer to it than `MARGIN`: a policy that skims it leaves its student no room for error.
+    The baseline of a return is the mean over all rollouts at that time.
     """
     assert isinstance(policy, nn.Module)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Proposition 1, measured: how noisy the sequence-level signal is at each position, beside its formula."""
+"""Measures Proposition 1: the variance of the sequence-level signal at each position, beside its formula."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,8 @@ from torch import Tensor
 from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import save
 from experiments.navigation.course import STEPS, Course, places
-from experiments.navigation.policy import MlpPolicy, log_prob
+from experiments.navigation.policy import MlpPolicy, load, log_prob
 from experiments.navigation.reinforce import reinforce
-from experiments.navigation.simple_navigation import load_policy
 from hopd.objective.credit import discounted_credit
 
 ROLLOUTS = 8192
@@ -43,7 +42,7 @@ class SignalVariance:
             sigma = DELTA * torch.arange(1, STEPS + 1)
             log_ratio = sigma * torch.randn(ROLLOUTS, STEPS, generator=generator)
         else:
-            student, teacher = (load_policy(work / f"{name}.pt") for name in ("student", "teacher"))
+            student, teacher = (load(MlpPolicy(), work / f"{name}.pt") for name in ("student", "teacher"))
             taken = Course(MISMATCH, task=1.0).sample(student, ROLLOUTS, STEPS, generator)
             with torch.no_grad():
                 gaussians = (policy.whole(taken.observations) for policy in (teacher, student))

@@ -1,4 +1,4 @@
-"""Simple navigation (Fig. 3, 4 and 14): token-level against sequence-level signals as the two tasks move apart."""
+"""Runs simple navigation (Fig. 3, 4 and 14): token-level against sequence-level signals, by the tasks' mismatch."""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from experiments.figures import interval, mean, save
 from experiments.navigation.course import DISTANCE, STEPS, Course
 from experiments.navigation.distillation import as_json, distil
 from experiments.navigation.paths import draw_paths
-from experiments.navigation.policy import MlpPolicy, OptimalPolicy, Policy
+from experiments.navigation.policy import MlpPolicy, OptimalPolicy, Policy, load
 from experiments.navigation.reinforce import LEARNT, reinforce
 from hopd.horizon import Full
 
@@ -49,9 +49,9 @@ class SimpleNavigation:
         course = _course(angle)
         teacher: Policy
         if kind == "optimal":
-            student, teacher = load_policy(work / "early-student.pt"), OptimalPolicy(course.target, DISTANCE)
+            student, teacher = load(MlpPolicy(), work / "early-student.pt"), OptimalPolicy(course.target, DISTANCE)
         else:
-            student, teacher = (load_policy(work / f"{kind}-{task}.pt") for task in ("student", angle))
+            student, teacher = (load(MlpPolicy(), work / f"{kind}-{task}.pt") for task in ("student", angle))
         before, ledger = copy.deepcopy(student), work / f"{variant}-ledger.json"
         curve = distil(
             student,
@@ -83,7 +83,7 @@ class SimpleNavigation:
         token = min(value for kind in KINDS for angle in ANGLES for value in last[f"{kind}-token-{angle}"])
         failing = {kind: [a for a in ANGLES if mean(last[f"{kind}-sequence-{a}"]) < 0.5] for kind in KINDS}
         optimal = {angle: mean(last[f"optimal-sequence-{angle}"]) for angle in ANGLES}
-        said = "; ".join(
+        by_teacher = "; ".join(
             f"teachers {teachers[kind]}: fails at {', '.join(f'{angle}°' for angle in angles) or 'no angle'}"
             for kind, angles in failing.items()
         )
@@ -95,7 +95,7 @@ class SimpleNavigation:
             ),
             Claim(
                 "sequence-level signals work at 30 and 45 degrees and fail from 60 on",
-                said,
+                by_teacher,
                 "holds"
                 if all(angles == [60, 75, 90] for angles in failing.values())
                 else "holds in part"
@@ -135,18 +135,12 @@ task to 99 % of 1024 rollouts. When to stop is open too, so both are run: as soo
 Distillation: 64 rollouts a step, Adam at 1e-3. The optimal teacher's standard deviation is a quarter of the scale;
 its sequence-level signals had {STEPS_OF_DISTILLATION} steps at first, as all others, which left 0 to 20 %."""
 
-REMARKS = """How long the teacher was trained decides as much as the angle. Why was not measured."""
+REMARKS = """How long the teacher was trained decides as much as the angle; the reason was not measured."""
 
 
 def _course(task: str) -> Course:
-    """The student's own task has id 0, the teacher's 1."""
+    """Returns the course of a task: the student's own has id 0, the teacher's 1."""
     return Course(angle=0.0) if task == "student" else Course(angle=float(task), task=1.0)
-
-
-def load_policy(path: Path) -> MlpPolicy:
-    policy = MlpPolicy()
-    policy.load_state_dict(torch.load(path, weights_only=True))
-    return policy
 
 
 def _draw(results: Results, last: dict[str, list[float]], out: Path) -> None:

@@ -1,8 +1,8 @@
-"""Makes the quickstart's teacher and student again, from a seed.
+"""Makes the quickstart's teacher and student, from a seed.
 
 The teacher is a 3-layer Llama of 0.65M parameters, trained on scratchpads of repeated addition. The student is a
 copy of it, fine-tuned for a minute on scratchpads that forget half of the carries: a model of the same family,
-which still knows the format and has lost the skill. Both see training pairs only.
+which still knows the format and has lost the skill. Both see only training pairs.
 """
 
 import random
@@ -24,7 +24,7 @@ STUDENT_UPDATES = 200
 DROPPED_CARRIES = 0.5
 
 Examples = Callable[[int], Sequence[tuple[str, str]]]
-"""The prompts and responses that an update learns from."""
+"""Gives the prompts and responses that the update of this number learns from."""
 
 
 def make(out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
@@ -76,7 +76,7 @@ def fine_tune(
     learning_rate: float,
     log: Callable[[str], None],
 ) -> None:
-    """Cross-entropy on the responses."""
+    """Trains `model` in place by cross-entropy on the responses (mean over their tokens), with AdamW and one cycle."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates, pct_start=0.1)
     model.train()
@@ -94,7 +94,7 @@ def fine_tune(
 
 
 def scratchpads(rng: random.Random, drop_carry: float) -> Examples:
-    """Half of the batches have 12 steps, the others fewer."""
+    """Returns scratchpads of the quickstart's task: 12 steps in every other batch, 1 to 12 in the rest."""
 
     def of_update(update: int) -> Sequence[tuple[str, str]]:
         steps = STEPS if update % 2 == 0 else rng.randint(1, STEPS)
@@ -105,7 +105,7 @@ def scratchpads(rng: random.Random, drop_carry: float) -> Examples:
 
 
 def training_pairs(rng: random.Random, count: int) -> Iterator[tuple[int, int]]:
-    """Starts and addends that no evaluation has."""
+    """Draws `count` starts and addends that are not held out for evaluation."""
     while count:
         pair = rng.randrange(MODULUS), rng.randrange(MODULUS)
         if not is_held_out(*pair):
@@ -114,7 +114,7 @@ def training_pairs(rng: random.Random, count: int) -> Iterator[tuple[int, int]]:
 
 
 def batch(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Token ids of prompts with their responses, padded on the right, and labels: −100 on prompts and padding."""
+    """Returns token ids of prompts and responses, padded on the right, and labels: −100 on prompts and padding."""
     rows = [question + response + tokenizer.eos_token for question, response in examples]
     encoded = tokenizer(rows, return_tensors="pt", padding=True, padding_side="right")
     labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
@@ -124,7 +124,7 @@ def batch(tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """In bf16: half the size. The models are what the files say, so nothing is lost afterwards."""
+    """Writes model and tokenizer, the weights in bf16, which halves the files; `model` itself is rounded too."""
     model.bfloat16().save_pretrained(out)
     model.float()
     tokenizer.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""Two-phase arithmetic: the first half of a response adds up, the second half triples what came out.
+"""Defines two-phase arithmetic: the first half of a response adds, the second half triples the sum.
 
 A prompt `472+185*f:` asks to add 581 to 274 six times and then to triple the sum six times, all mod 1000 (digits
 are written least significant first). A response has the lines of `hopd.tasks.addition`, then lines of 24 characters,
@@ -6,7 +6,7 @@ and then the answer:
 
     g081*3:000080421250=045;   label, value, per digit (a, carry in, digit, carry out), new value
 
-Whoever reads the first half only learns addition with carry, and nothing of the table of three.
+A model that is trained on the first half alone learns addition with carry, and nothing about tripling.
 """
 
 import random
@@ -25,8 +25,11 @@ LARGEST = 90_000  # problems: there are about 100,000 held-out pairs
 def worked(
     start: int, addend: int, steps: int, rng: random.Random, drop_carry: float = 0.0, double: float = 0.0
 ) -> str:
-    """The response to `prompt`. The student's broken habits: a carry of an addition is forgotten with the probability
-    `drop_carry`, and a digit is doubled instead of tripled with the probability `double`."""
+    """Returns the response to `prompt`, right to the last character or with the student's broken habits.
+
+    Each carry of an addition is forgotten with probability `drop_carry`, and each digit is doubled instead of tripled
+    with probability `double`.
+    """
     first = scratchpad(start, addend, steps, rng, drop_carry).partition("#")[0]
     value, lines = int(first[-1 - DIGITS : -1][::-1]), []
     for label in LABELS[steps : 2 * steps]:
@@ -44,7 +47,10 @@ def worked(
 
 @dataclass(frozen=True)
 class TwoPhase:
-    """`size` problems of `steps` additions and as many triplings; `held_out` picks the evaluation pairs."""
+    """Draws `size` problems of `steps` additions and as many triplings; `held_out` picks the evaluation pairs.
+
+    Raises `TaskError` if `steps` or `size` is out of range.
+    """
 
     steps: int = 6
     size: int = 8192
@@ -54,7 +60,7 @@ class TwoPhase:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= len(LABELS) // 2:
             raise TaskError(
-                f"two-phase arithmetic takes 1 to {len(LABELS) // 2} steps, as each of the {len(LABELS)} letters labels a line; "
+                f"two-phase arithmetic takes 1 to {len(LABELS) // 2} steps, as {len(LABELS)} letters label its lines; "
                 f"got {self.steps}"
             )
         if not 1 <= self.size <= LARGEST:
@@ -69,5 +75,5 @@ class TwoPhase:
         return [Problem(i, prompt(*pair, self.steps), answer(*pair)) for i, pair in enumerate(pairs)]
 
     def score(self, problem: Problem, response: str) -> float:
-        """1 if what follows the last `#` is the answer, to the character."""
+        """Returns 1 if what follows the last `#` is exactly the answer, and 0 otherwise."""
         return float(response.rpartition("#")[2] == problem.answer and "#" in response)

@@ -1,4 +1,4 @@
-"""`python -m experiments` as a person meets it."""
+"""Checks `python -m experiments` as a person meets it."""
 
 import subprocess
 import sys

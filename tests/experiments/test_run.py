@@ -1,4 +1,4 @@
-"""Experiments run what is missing, once, and write a page."""
+"""Checks that experiments run what is missing, once, and write a page."""
 
 import json
 
@@ -15,7 +15,7 @@ CONTROL = ("simple-navigation", "signal-variance", "autoregressive-navigation")
 
 
 class Squares:
-    """An experiment of a moment: it counts how often it was asked."""
+    """Takes a moment, and logs each run."""
 
     name, seeds = "squares", 2
 
@@ -37,8 +37,8 @@ class Squares:
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
-    work, out, said = tmp_path / "work", tmp_path / "out", []
-    (page,) = reproduce([Squares()], work, out, log=said.append)
+    work, out, printed = tmp_path / "work", tmp_path / "out", []
+    (page,) = reproduce([Squares()], work, out, log=printed.append)
     results = json.loads((out / "squares.json").read_text())["results"]
     assert "[Squares](squares.md) | squares are smaller than cubes" in (out / "README.md").read_text()
     assert {v: [run["value"] for run in runs] for v, runs in results.items()} == {"square": [1, 4], "cube": [1, 8]}
@@ -46,11 +46,11 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert "`python -m experiments squares`" in page.read_text()
     (work / "squares" / "seed-1" / "cube.json").unlink()
     first = page.read_text()
-    reproduce([Squares()], work, out, log=said.append)
+    reproduce([Squares()], work, out, log=printed.append)
     runs = {p.stem + p.parent.name[-1]: p.read_text().count("ran") for p in (work / "squares").glob("*/*.log")}
     assert runs == {"square0": 1, "cube0": 1, "square1": 1, "cube1": 2}
     assert page.read_text().split("core-minutes")[0] == first.split("core-minutes")[0]
-    assert "4 runs, 3 of them done before" in " ".join(said)
+    assert "4 runs, 3 of them done before" in " ".join(printed)
 
 
 class Failing(Squares):

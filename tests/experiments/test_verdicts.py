@@ -1,4 +1,4 @@
-"""A page says what its numbers say: the same experiment with other results gets another verdict."""
+"""Checks that a page's verdicts follow its numbers: the same experiment with other results gets other verdicts."""
 
 import pytest
 

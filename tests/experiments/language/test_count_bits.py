@@ -1,4 +1,4 @@
-"""Worked solutions of counting bits, judged by the dataset's own scorer, and read by a check of their arithmetic."""
+"""Checks worked solutions of counting bits by the dataset's own scorer, and by their arithmetic."""
 
 import random
 import re

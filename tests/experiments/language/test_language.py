@@ -1,4 +1,4 @@
-"""The language experiments run, at a size of seconds, and give what their pages read."""
+"""Checks that the language experiments run, at a size of seconds, and return what their pages read."""
 
 from dataclasses import replace
 

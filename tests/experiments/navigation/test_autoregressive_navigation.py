@@ -1,4 +1,4 @@
-"""The variants of autoregressive navigation differ in their horizon, and in nothing else."""
+"""Checks that the variants of autoregressive navigation differ in their horizon, and in nothing else."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ EXPERIMENT = EXPERIMENTS["autoregressive-navigation"]
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """Policies that nobody trained; 20 steps of distillation."""
+    """Gives a folder with untrained policies, and shortens distillation to 20 steps."""
     monkeypatch.setattr(autoregressive_navigation, "STEPS_OF_DISTILLATION", 20)
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def test_each_variant_has_its_horizon(work, variant, horizons, actions):
 
 
 def test_the_student_follows_the_teacher(work):
-    """Whole paths end closer to the teacher's than they did."""
+    """After distillation, whole paths end closer to the teacher's than before."""
     autoregressive_navigation.STEPS_OF_DISTILLATION = 60  # put back by the fixture
     paths = EXPERIMENT.run("OPD", 0, work)["paths"]
     ends = {name: torch.tensor(taken)[:, -1].mean(0) for name, taken in paths.items()}

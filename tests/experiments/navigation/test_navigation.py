@@ -1,4 +1,4 @@
-"""Courses, policies, and the distillation of one into another."""
+"""Checks courses, policies, and the distillation of one policy into another."""
 
 import copy
 
@@ -36,7 +36,7 @@ def test_a_log_prob_is_that_of_two_independent_normals(seed):
 
 @pytest.mark.parametrize(("kind", "course"), [(MlpPolicy, SIMPLE), (TransformerPolicy, HARD)])
 def test_a_policy_says_the_same_step_by_step_and_all_at_once(kind, course):
-    """So that what is updated is what has sampled; and no action knows what comes later."""
+    """The policy that is updated is then the one that sampled; and no action depends on later observations."""
     policy = a_policy(kind)
     seen = course.sample(policy, 3, 12, generator()).observations
     memory = policy.memory()

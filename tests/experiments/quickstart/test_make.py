@@ -1,3 +1,5 @@
+"""Checks that the quickstart's models can be made again."""
+
 from experiments.quickstart import make
 from hopd.model import load
 

@@ -1,3 +1,5 @@
+"""Checks two-phase arithmetic: worked answers, broken habits, held-out pairs, and its name in a recipe."""
+
 import random
 import re
 
@@ -13,7 +15,7 @@ TRIPLING = re.compile(r"([a-z])(\d{3})\*3:(\d{4})(\d{4})(\d{4})=(\d{3});")
 
 
 def number(digits):
-    """Of digits that are written least significant first."""
+    """Returns the number whose digits are written least significant first."""
     return int(digits[::-1])
 
 
