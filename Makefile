@@ -27,7 +27,7 @@ bench: .venv/.dev
 
 # The paper's experiments, each with a page in docs/results. What has been run is not run again.
 reproduce: .venv/.installed
-	$(BIN)/hopd reproduce
+	$(BIN)/python -m experiments
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

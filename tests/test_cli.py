@@ -28,7 +28,7 @@ SHORT = [
         "evaluation.task={source: addition, steps: 1, size: 4, held_out: true}",
     )
 ]
-COMMANDS = ("train", "check", "eval", "demo", "make-quickstart")
+COMMANDS = ("train", "check", "eval", "demo")
 
 
 @pytest.fixture(scope="module")

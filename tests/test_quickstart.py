@@ -1,6 +1,5 @@
 from hopd.evaluation import evaluate
 from hopd.model import load
-from hopd.quickstart import make
 from hopd.rollout import NativeEngine, Sampling
 from hopd.tasks import RepeatedAddition, encode
 
@@ -16,18 +15,3 @@ def test_the_shipped_teacher_can_add_and_the_shipped_student_cannot():
     assert teacher.accuracy >= 0.98
     assert student.accuracy <= 0.05
     assert student.stop_rate > 0.98  # it still knows the format
-
-
-def test_the_models_can_be_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "TEACHER_UPDATES", 4)
-    monkeypatch.setattr(make, "STUDENT_UPDATES", 4)
-    monkeypatch.setattr(make, "STEPS", 2)
-    make.make(tmp_path, seed=3, log=lambda line: None)
-    shipped = load("package:hopd/quickstart/teacher")
-    for name in ("teacher", "student"):
-        made = load(str(tmp_path / name))
-        assert made.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
-        assert made.stop_ids == shipped.stop_ids
-        assert {n: p.shape for n, p in made.model.named_parameters()} == {
-            n: p.shape for n, p in shipped.model.named_parameters()
-        }

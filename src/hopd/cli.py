@@ -234,40 +234,6 @@ def _named_runs(text: str) -> tuple[str, list[Path]]:
     return name, [Path(path) for path in paths.split(",")]
 
 
-@app.command()
-def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Experiments; all, if none.")] = None,
-    work: Annotated[Path, typer.Option(help="Where results are kept; what is there is not run again.")] = Path(
-        "runs/reproduce"
-    ),
-    out: Annotated[Path, typer.Option(help="Where pages and figures go.")] = Path("docs/results"),
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds; by default as many as the page needs.")] = None,
-) -> None:
-    """Run the paper's experiments again, and write a page on each: what it claims, what was found, a verdict."""
-    from hopd.errors import nearest
-    from hopd.reproduce import EXPERIMENTS
-    from hopd.reproduce import reproduce as run
-
-    for name in names or []:
-        if name not in EXPERIMENTS:
-            raise RecipeError(
-                f"there is no experiment {name!r}{nearest(name, EXPERIMENTS)}; there are {', '.join(EXPERIMENTS)}"
-            )
-    for page in run([EXPERIMENTS[name] for name in names or EXPERIMENTS], work, out, seeds, log=typer.echo):
-        typer.echo(page)
-
-
-@app.command()
-def make_quickstart(
-    out: Annotated[Path, typer.Argument(help="A directory for the two models.")],
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the training data.")] = 0,
-) -> None:
-    """Make the quickstart's teacher and student again, from a seed."""
-    from hopd.quickstart.make import make
-
-    make(out, seed, log=typer.echo)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hopd {__version__}")

@@ -4,13 +4,12 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from hopd.recipe import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource, TwoPhaseSource
+from hopd.recipe import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Task
 from hopd.tasks.prompts import PromptSet, encode
-from hopd.tasks.two_phase import TwoPhase
 
 
 def build_task(source: TaskSource) -> Task:
@@ -18,8 +17,6 @@ def build_task(source: TaskSource) -> Task:
     match source:
         case AdditionSource():
             return RepeatedAddition(source.steps, source.size, source.seed, source.held_out)
-        case TwoPhaseSource():
-            return TwoPhase(source.steps, source.size, source.seed, source.held_out)
         case GymSource():
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():

@@ -6,7 +6,7 @@ from hopd.recipe.recipe import Recipe
 from hopd.recipe.section import PluginSection, Section
 from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
 from hopd.recipe.servers import Servers
-from hopd.recipe.tasks import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource, TwoPhaseSource
+from hopd.recipe.tasks import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource
 
 __all__ = [
     "AdaptersOff",
@@ -30,7 +30,6 @@ __all__ = [
     "TeacherPlugin",
     "TeacherSource",
     "TrainingSection",
-    "TwoPhaseSource",
     "VllmDecoding",
     "VllmServers",
 ]

@@ -21,16 +21,6 @@ class AdditionSource(_TaskSource):
     held_out: bool = False
 
 
-class TwoPhaseSource(_TaskSource):
-    """Repeated addition, and then repeated tripling of the sum: the second half needs another skill."""
-
-    source: Literal["two_phase"]
-    steps: int = Field(6, ge=1, le=13)
-    size: int = Field(8192, ge=1, le=90_000)
-    seed: int = 0
-    held_out: bool = False
-
-
 class FileSource(_TaskSource):
     """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
 
@@ -65,9 +55,8 @@ class TaskPlugin(PluginSection):
 
 TaskSource = Annotated[
     Annotated[AdditionSource, Tag("<source addition>")]
-    | Annotated[TwoPhaseSource, Tag("<source two_phase>")]
     | Annotated[FileSource, Tag("<source file>")]
     | Annotated[GymSource, Tag("<source reasoning_gym>")]
     | Annotated[TaskPlugin, Tag("<source plug-in>")],
-    kind_named_by("source", ("addition", "two_phase", "file", "reasoning_gym")),
+    kind_named_by("source", ("addition", "file", "reasoning_gym")),
 ]

@@ -5,7 +5,6 @@ from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Problem, Task
 from hopd.tasks.prompts import PromptSet, encode
-from hopd.tasks.two_phase import TwoPhase
 
 __all__ = [
     "Problem",
@@ -14,6 +13,5 @@ __all__ = [
     "ReasoningGym",
     "RepeatedAddition",
     "Task",
-    "TwoPhase",
     "encode",
 ]

@@ -1,0 +1,1 @@
+"""Holds the experiments on small language models: what they share (setting, pairs, horizons), and a file a page."""

@@ -1,0 +1,1 @@
+"""Makes the two models that the package ships for its quickstart."""

@@ -1,0 +1,84 @@
+"""Checks that the language experiments run, at a size of seconds, and return what their pages read."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.catalogue import EXPERIMENTS
+from experiments.language import (
+    count_bits,
+    long_addition,
+    pairs,
+    prefix_continuation,
+    reverse_distillation,
+    segment_ablation,
+    setting,
+    two_phase,
+)
+from experiments.language.setting import OPD, quickstart, student_after, topd, train
+
+SHORT = {"TOPD 0.1": (topd(0.1), 2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(setting, "HELD_OUT", 8)
+    monkeypatch.setattr(reverse_distillation, "VARIANTS", {"OPD": (OPD, 8)})
+    for module in (segment_ablation, prefix_continuation):
+        monkeypatch.setattr(module, "STEPS", 1)
+
+
+def test_a_run_goes_on_and_is_read_when_it_is_done(tmp_path):
+    recipe = quickstart("x", 3, tmp_path, topd(0.1), 2, every=1)
+    curve = train(recipe)
+    assert [point["step"] for point in curve] == [0, 1, 2]
+    assert train(recipe) == curve  # not trained again
+    assert curve[-1]["problems"] == 8
+    assert student_after(recipe).endswith("step-000002")
+
+
+def test_horizons(tmp_path):
+    found = replace(EXPERIMENTS["quickstart-horizons"], plan=SHORT).run("TOPD 0.1", 0, tmp_path)
+    assert len(found["curve"]) == 3
+    assert found["curve"][-1]["generated_tokens"] == 2 * 32 * 36
+
+
+def test_a_segment_carries_the_loss_and_the_rollouts_are_full(tmp_path):
+    found = EXPERIMENTS["segment-ablation"].run("0.2-0.3", 0, tmp_path)["curve"][-1]
+    assert found["generated_tokens"] > 32 * 300
+    assert found["trained_tokens"] == pytest.approx(0.1 * found["generated_tokens"], rel=0.05)
+
+
+def test_reverse_distillation_begins_with_the_strong_model(tmp_path):
+    found = EXPERIMENTS["reverse-distillation"].run("OPD", 0, tmp_path)
+    assert found["curve"][0]["accuracy"] > 0.9
+    assert found["teacher"] < 0.3
+
+
+def test_prefix_continuation(tmp_path):
+    experiment = EXPERIMENTS["prefix-continuation"]
+    experiment.prepare(0, tmp_path)
+    for variant in experiment.variants():
+        found = experiment.run(variant, 0, tmp_path)
+        assert len(found["accuracy"]) == 6
+        assert len(found["sentences"]) == 2
+        assert found["probe"]["rollouts"] == 8
+
+
+MODULES = [("long-addition", long_addition), ("two-phase", two_phase), ("count-bits", count_bits)]
+
+
+@pytest.mark.parametrize(("name", "module"), MODULES)
+def test_models_are_made_once_for_all_seeds(name, module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "UPDATES", (1, 1))
+    monkeypatch.setattr(module, "BATCH", 2)
+    small_setting = replace(module.SETTING, problems=8)
+    experiment = replace(EXPERIMENTS[name], plan={"TOPD 0.1": (topd(0.1), 1, 1)}, setting=small_setting)
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        experiment.prepare(seed, tmp_path / f"seed-{seed}")
+        monkeypatch.setattr(pairs, "fine_tune", None)  # whoever trains again, fails
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"teacher", "teacher.json", "student"}
+    found = experiment.run("TOPD 0.1", 1, tmp_path / "seed-1")["curve"][-1]
+    assert 0 < found["generated_tokens"] <= small_setting.prompts * (small_setting.full_tokens // 10 + 1)
+    assert found["problems"] == 8
