@@ -1,7 +1,7 @@
 """How long to wait after a failed attempt: exponential back-off with jitter, until a deadline.
 
-It knows neither requests nor servers: who is asked next, and what is counted, is decided where it is used. (Libraries for
-retries own the loop around one call; here a wait belongs to a server, and another one may be asked at once.)
+It knows neither requests nor servers: who is asked next, and what is counted, is decided where it is used. (Libraries
+for retries own the loop around one call; here a wait belongs to a server, and another one may be asked at once.)
 """
 
 import random
