@@ -14,12 +14,11 @@ from transformers.core_model_loading import revert_weight_conversion
 from hopd.errors import EngineError, HopdError, RecipeError, ServerUnavailable
 from hopd.lora import merged_state_dict
 from hopd.model import LanguageModel
-from hopd.remote import Losses
+from hopd.remote import Losses, fingerprint_ids
 from hopd.rollout import Prompt, Rollout, Sampling
 from hopd.rollout.engine import CopyEngine
 from hopd.training.sharding import Sharding, gathered
 
-PROBE = 32  # tokens, evenly spread over the vocabulary
 ARRIVED = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # nats a token of the probe that rounding explains
 
 
@@ -41,8 +40,7 @@ class Delivery:
     ):
         self.engine, self.student, self.sharding = engine, student, sharding
         self.processes, self.dtype = processes, dtype
-        vocabulary = student.head.vocabulary
-        self.probe = torch.linspace(0, vocabulary - 1, min(PROBE, vocabulary)).long().tolist()
+        self.probe = fingerprint_ids(student.head.vocabulary)
         self.seconds = self.apart = 0.0  # of the last delivery
 
     def check(self, longest: int) -> Iterator[str]:

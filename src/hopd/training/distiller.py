@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 from torch import Tensor
 
+from hopd.allocator import keep_freed_memory
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.errors import CheckpointError, EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluator
@@ -84,6 +85,8 @@ class Distiller:
             project_config=ProjectConfiguration(str(recipe.directory)),
         )
         check_same_checkpoint(resumed.step if resumed else 0)
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
         self.progress = progress or Progress(quiet=not self.processes.is_main_process)
 
         models = load_models(recipe, self.processes.device, resumed.path if resumed else None)
