@@ -144,11 +144,11 @@ class VllmServerEngine:
         ]
         return self.client.ask(GENERATE, bodies, read, self._fresh)
 
-    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " T-1"]]:
+    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
         """Raises `ServerUnavailable`."""
         body = {"token_ids": list(ids), "sampling_params": probe_params()}
 
-        def read(n: int, answer: bytes) -> Float[Tensor, " T-1"]:
+        def read(n: int, answer: bytes) -> Float[Tensor, " N"]:
             with _strictly():
                 places = json.loads(answer)["prompt_logprobs"][1:]
                 return torch.tensor(
