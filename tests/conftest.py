@@ -12,6 +12,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.shapes  # the hook looks it up by name
+
+install_import_hook("hopd", f"{tests.shapes.checked.__module__}.checked")  # before anything of hopd is imported
 
 TINY = """
 name: tiny

@@ -2,8 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from hopd.training.distiller import Distiller
+
+from hopd import allocator
+from hopd.model import load
+from hopd.recipe import Recipe
 
 SCRIPT = """
 import torch
@@ -30,3 +36,15 @@ def test_freed_memory_stays_with_the_process_only_if_asked(keep):
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], capture_output=True, text=True, check=True)
     given_back, size = int(done.stdout), 64 * 2**22
     assert given_back < 0.1 * size if keep else given_back > 0.9 * size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_run_asks_for_it_and_loading_a_model_does_not(tiny, monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *option: asked.append(option))
+    monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    allocator.keep_freed_memory.cache_clear()
+    load("package:hopd/quickstart/student")
+    assert asked == []
+    Distiller(Recipe.load(tiny))
+    assert len(asked) == 2

@@ -1,5 +1,8 @@
 """Attention as matrix products, against torch's own: values and gradients."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from hopd import attention
 from hopd.attention import MATMUL, QUERIES, SDPA, BlockwiseAttention, attention_of, grouped_attention, matmul_attention
 from hopd.distiller import Distiller
 from hopd.model import load
+from hopd.products import multiplies_bf16, multiplies_tiles
 from hopd.recipe import Recipe
 from hopd.training.choice import choose_attention
 
@@ -81,20 +85,42 @@ def test_a_model_trains_the_same_with_either(monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_the_choice_says_what_it_measured():
+CPUS = {"AMX": {"amx_bf16": True, "avx512_bf16": True}, "AVX-512": {"avx512_bf16": True}, "older": {}}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "precision", "longest"),
+    [("AMX", "bf16", 512), ("AVX-512", "bf16", 128), ("older", "bf16", 0), ("AMX", "fp32", 0), ("older", "fp32", 0)],
+)
+def test_the_choice_follows_from_precision_cpu_and_length(monkeypatch, cpu, precision, longest):
+    monkeypatch.setattr("hopd.products._capabilities", lambda: CPUS[cpu])
+    model = load(QUICKSTART, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    for length in (1, 64, 128, 129, 512, 513, 4096):
+        name, why = choose_attention(model, length, tokens=4096)
+        assert name == (MATMUL if length <= longest else SDPA)
+        assert why.startswith(f"attention: {'matmul' if length <= longest else 'sdpa'}, ")
+        assert precision in why
+
+
+def test_what_torch_says_of_this_cpu_is_what_the_system_says():
+    cpus = Path("/proc/cpuinfo")
+    if not cpus.exists() or platform.machine() != "x86_64":
+        pytest.skip("needs /proc/cpuinfo of an x86 processor")
+    features = set(cpus.read_text().split())
+    assert multiplies_tiles() == ("amx_bf16" in features)
+    assert multiplies_bf16() == bool({"amx_bf16", "avx512_bf16"} & features)
+
+
+def test_there_is_no_choice_for_a_model_with_another_attention():
     model = load(QUICKSTART)
-    name, why = choose_attention(model, length=64, tokens=256)
-    assert name == SDPA  # so small that it is not worth a choice
-    assert "sdpa" in why
-    assert "hopd_matmul" in why
     model.model.set_attn_implementation("eager")
     assert choose_attention(model, 64, 256)[0] == "eager"
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
-def test_the_choice_is_measured_in_the_precision_of_the_training(tiny, precision, dtype):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_choice_is_made_in_the_precision_of_the_training(tiny, precision):
     run = Distiller.of(Recipe.load(tiny, [f"training.precision={precision}", "training.attention=auto"]))
-    assert any(note.startswith("attention") and f"in {dtype}:" in note for note in run.parts.notes)
+    assert any(note.startswith("attention: ") and f"in {precision}" in note for note in run.parts.notes)
 
 
 def test_a_resumed_run_keeps_the_choice(tiny):

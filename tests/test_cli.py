@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 
 import hopd
+from hopd.cli import app
 from hopd.horizon import Truncated
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -28,7 +30,7 @@ SHORT = [
         "evaluation.task={source: addition, steps: 1, size: 4, held_out: true}",
     )
 ]
-COMMANDS = ("train", "check", "eval", "demo")
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,11 @@ def lines(path):
 def test_help_of_every_command_exits_with_0(process, name):
     ended = process(*name.split(), "--help")
     assert (ended.code, ended.err) == (0, "")
-    assert "Usage" in ended.out
+    assert f"Usage: python -m hopd {name}" in ended.out
 
 
 def test_help_lists_every_command(process):
+    assert {"train", "check", "eval"} <= set(COMMANDS)
     ended = process("--help")
     assert all(name in ended.out for name in COMMANDS)
 

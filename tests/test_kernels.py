@@ -109,8 +109,9 @@ def test_nan_stays_nan(dtype):
     assert out.isnan().any(-1).tolist() == [False, True]
 
 
-def test_without_a_compiler_rollouts_are_the_same(tmp_path):
-    """Another process, whose cache is empty: greedy tokens, and the note that says what it decodes with."""
+def test_without_kernels_rollouts_are_the_same(tmp_path):
+    """No compiler, kernels switched off, and kernels, in processes whose cache is empty: greedy tokens, and the note
+    that says what decodes them."""
     script = (
         "import torch; from hopd.model import load; from hopd.rollout import NativeEngine, Prompt, Sampling\n"
         "from hopd.rollout.decoding import decoding_note\n"
@@ -125,8 +126,9 @@ def test_without_a_compiler_rollouts_are_the_same(tmp_path):
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.splitlines()
 
-    without, with_one = run(CC="no-such-compiler"), run()
-    assert without[0] == with_one[0]
-    assert "not compiled" in without[1]
+    without, switched_off, with_one = run(CC="no-such-compiler"), run(HOPD_KERNELS="0"), run()
+    assert without[0] == switched_off[0] == with_one[0]
+    assert "not compiled (they need a C compiler" in without[1]
+    assert "not compiled (HOPD_KERNELS=0)" in switched_off[1]
     assert "not compiled" not in with_one[1]
     assert [path.suffix for path in (tmp_path / "hopd").iterdir()] == [".so"]

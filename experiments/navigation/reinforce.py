@@ -41,7 +41,7 @@ def reinforce(
         reward = -course.distance(taken.positions) / DISTANCE - COLLISION * course.hits(taken.positions, MARGIN)
         returns = discounted_credit(reward.flatten(), row, position, discount).view(rollouts, STEPS)
         advantage = (returns - returns.mean(0)) / returns.std(0).clamp(min=1e-6)
-        loss = sampled(log_prob(policy.whole(taken.observations), taken.actions), advantage).mean()
+        loss = sampled(log_prob(policy.whole(taken.observations), taken.actions).flatten(), advantage.flatten()).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

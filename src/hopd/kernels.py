@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -43,7 +44,10 @@ def serve(*tensors: Tensor) -> bool:
 
 @cache
 def compiled() -> ctypes.CDLL | None:
-    """The library, from the user's cache or compiled now (seconds); None where that does not work."""
+    """The library, from the user's cache or compiled now (seconds); None where that does not work, and with
+    HOPD_KERNELS=0 in the environment."""
+    if switched_off():
+        return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
     # Torch's own threads serve these loops too: a second pool would fight the first for the cores.
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
@@ -71,6 +75,10 @@ def compiled() -> ctypes.CDLL | None:
     return loaded
 
 
+def switched_off() -> bool:
+    return os.environ.get("HOPD_KERNELS", "").strip() == "0"
+
+
 def attends(width: int) -> bool:
     """Whether `attend` takes heads of this width."""
     return width % 16 == 0 and width <= 256
@@ -78,7 +86,10 @@ def attends(width: int) -> bool:
 
 def note() -> str:
     """For people: whether they are in use."""
-    return "kernels compiled" if compiled() else "kernels not compiled (they need a C compiler, cc, on Linux)"
+    if compiled():
+        return "kernels compiled"
+    why = "HOPD_KERNELS=0" if switched_off() else "they need a C compiler, cc, on Linux"
+    return f"kernels not compiled ({why})"
 
 
 def norm(
@@ -146,7 +157,7 @@ def _call(kernel: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hopd"
+    return user_cache_path("hopd", appauthor=False)
 
 
 def _fingerprint(compiler: str) -> str:

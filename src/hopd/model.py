@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hopd.allocator import keep_freed_memory
 from hopd.errors import ModelError
+from hopd.layer_stack import layer_stack
 from hopd.objective.head import Head
 from hopd.training.sharding import Sharding
 
@@ -85,6 +86,12 @@ class LanguageModel:
         return None
 
     @property
+    def head_width(self) -> int:
+        """The width of an attention head, 0 for a model without attention."""
+        heads = getattr(self.config, "num_attention_heads", None)
+        return getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0)
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -146,11 +153,16 @@ def load(
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    quiet = _quiet_gguf() if path.suffix == ".gguf" else nullcontext()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype, use_safetensors=None if path.suffix == ".gguf" else True, output_loading_info=True
-        )
+        with quiet:
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **where,
+                dtype=dtype,
+                use_safetensors=None if path.suffix == ".gguf" else True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
     model, info = loaded
@@ -161,8 +173,6 @@ def load(
     if layers is not None:
         keep_layers(model, layers, source)
     nn.Module.to(model, device)
-    if model.device.type == "cpu":
-        keep_freed_memory()
     return LanguageModel(model, tokenizer, source)
 
 
@@ -197,15 +207,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "mode
     count = config.num_hidden_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
         raise ModelError(f"layers of {name} must be rising numbers from 0 to {count - 1}, got {list(layers)}")
-    stacks = [
-        (parent, child)
-        for parent in model.modules()
-        for child, module in parent.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if len(stacks) != 1:
-        raise ModelError(f"{name} has {len(stacks)} stacks of {count} layers; hopd can drop layers of one stack only")
-    parent, child = stacks[0]
+    parent, child = layer_stack(model, name, "drop layers of one stack only")
     kept = nn.ModuleList(getattr(parent, child)[i] for i in layers)
     for index, layer in enumerate(kept):
         for module in layer.modules():
@@ -250,8 +252,17 @@ def _verify(lm: LanguageModel) -> None:
         )
 
 
+@contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """Until the block ends, transformers does not warn that reading GGUF takes memory: it is wanted here."""
+    logger = logging.getLogger("transformers.modeling_gguf_pytorch_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ oneDNN's own layout. In fp32 torch asks MKL, which leaves the AVX-512 of AMD's p
 as fast there, in training too. Layers are replaced for the time of a rollout or an update only, and never on a GPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -101,6 +101,24 @@ def packs(dtype: torch.dtype) -> bool:
         return bool((packed(weight, None, rows=2)(x) == 16).all())
     except (RuntimeError, AttributeError):
         return False
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions that multiply bf16: AMX or AVX-512's on x86, ARM's own. Without them fp32 is
+    faster by far."""
+    return any(_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def multiplies_tiles() -> bool:
+    """Whether the CPU multiplies whole tiles of bf16 with one instruction (AMX)."""
+    return bool(_capabilities().get("amx_bf16", False))
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """The names that torch gives to what the CPU can do; releases before 2.10 tell of x86 only."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return {"amx_bf16": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
 def _by_onednn(weight: Tensor) -> bool:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
 from hopd.objective.head import chunked_loss
@@ -231,14 +233,30 @@ def test_a_bf16_head_sums_its_chunks_in_float32():
 
 
 def test_no_more_than_one_chunk_of_logits_is_held():
-    """Peak memory of the loss grows with the chunk, not with the positions."""
+    """No operation gives more than one chunk's logits, of 64 positions, though all make 16 times as many."""
+    positions, width, vocabulary, chunk = 1000, 4, 64, 64
+    hidden = torch.randn(positions, width, requires_grad=True)
+    head = Head(torch.randn(vocabulary, width, requires_grad=True))
     seen = []
 
     def terms(logits, rows):
         seen.append(logits.shape[0])
-        return logits.sum(-1), logits[:, :1]
+        return logits.square().sum(-1), logits[:, :1]
 
-    hidden = torch.randn(1000, D, requires_grad=True)
-    chunked_loss(Head(torch.randn(V, D)), hidden, terms, chunk_bytes=64 * 4 * V)
-    assert max(seen) == 64
-    assert sum(seen) == 1000
+    with LargestTensor() as largest:
+        loss, _ = chunked_loss(head, hidden, terms, chunk_bytes=chunk * 4 * vocabulary)
+        loss.backward()
+    assert sum(seen) == positions
+    assert largest.elements == chunk * vocabulary
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many elements the largest tensor has that any operation gives while this is open."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, given=(), options=None):
+        result = operation(*given, **(options or {}))
+        sizes = [part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return result

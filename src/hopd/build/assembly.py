@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hopd.allocator import keep_freed_memory
 from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.build.engine import build_engine
 from hopd.build.evaluator import build_evaluator
@@ -63,6 +64,8 @@ def build(
     state = resumed.state if resumed else {}
     processes = Processes.start()
     check_same_checkpoint(resumed.step if resumed else 0, processes)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     models = load_models(recipe, processes.device, resumed.path if resumed else None, teacher)
     student = models.student
     rollout, training = recipe.rollout, recipe.training

@@ -5,7 +5,6 @@ It knows of requests, faults and waiting; what the answers are for, it does not 
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpx2
+import httpx
 
 from hopd.errors import RecipeError, ServerUnavailable
 from hopd.recipe import Servers
+from hopd.remote.backoff import Backoff
 from hopd.remote.fault import Fault, FaultKind, Losses
-
-LONGEST_WAIT = 30.0  # seconds between two attempts, unless the server asks for more
 
 Answer = TypeVar("Answer")
 
@@ -76,7 +74,7 @@ class Client:
 
         body = _run(ask())
         try:
-            return httpx2.Response(200, content=body).json() if body.strip() else None
+            return httpx.Response(200, content=body).json() if body.strip() else None
         except ValueError as error:
             raise Fault(FaultKind.MALFORMED, f"its answer to {path} is not JSON") from error
 
@@ -97,11 +95,10 @@ class Client:
         request: dict[str, Any],
         read: Callable[[int, bytes], Answer],
     ) -> Answer:
-        """Exponential back-off with jitter, by server: where another one is well, it is asked at once."""
-        deadline = time.monotonic() + self.source.deadline
-        failed = 0
+        """Backs off by server: where another one is well, it is asked at once."""
+        backoff = Backoff(self.source.backoff, self.source.deadline)
         while True:
-            server, wait = self._next(servers, n + failed)
+            server, wait = self._next(servers, n + backoff.failed)
             began = time.monotonic()
             await asyncio.sleep(wait)
             if wait:
@@ -113,17 +110,14 @@ class Client:
                 return answer
             except Fault as fault:
                 self.losses.add(fault.kind, began)
-                failed += 1
-                backoff = min(LONGEST_WAIT, self.source.backoff * 2.0 ** min(failed - 1, 30))
-                rest = max(fault.retry_after, backoff * random.Random().uniform(0.5, 1.0))
+                rest = backoff.fail(fault.retry_after)
                 if fault.kind == FaultKind.REJECTED:  # to ask again would not help
                     rest = self.source.deadline + 1
-                now = time.monotonic()
-                self._rested[server] = now + rest
-                if now + self._next(servers, n + failed)[1] > deadline:
+                self._rested[server] = time.monotonic() + rest
+                if not backoff.allows(self._next(servers, n + backoff.failed)[1]):
                     raise self.unavailable(
-                        f"{self.what}: {failed} attempts failed, with a deadline of {self.source.deadline:g} s; the "
-                        f"last, at {server}: {fault}"
+                        f"{self.what}: {backoff.failed} attempts failed, with a deadline of "
+                        f"{self.source.deadline:g} s; the last, at {server}: {fault}"
                     ) from None  # the causes hold requests, and these the key
                 self.losses.retries += 1
 
@@ -138,17 +132,17 @@ class Client:
         return soonest, self._rested[soonest] - now
 
     async def _send(
-        self, client: httpx2.AsyncClient, method: str, path: str, content: dict[str, Any] | None = None
+        self, client: httpx.AsyncClient, method: str, path: str, content: dict[str, Any] | None = None
     ) -> bytes:
         try:
             answer = await client.request(method, path, json=content)
-        except httpx2.TimeoutException:
+        except httpx.TimeoutException:
             raise Fault(FaultKind.TIMEOUT, f"no answer within {self.source.timeout:g} s") from None
-        except httpx2.ConnectError as error:
+        except httpx.ConnectError as error:
             raise Fault(FaultKind.REFUSED, f"no connection ({error})") from None
-        except httpx2.DecodingError as error:
+        except httpx.DecodingError as error:
             raise Fault(FaultKind.MALFORMED, f"its answer cannot be read ({type(error).__name__})") from None
-        except httpx2.TransportError as error:
+        except httpx.TransportError as error:
             raise Fault(FaultKind.DROPPED, f"the connection was lost ({type(error).__name__})") from None
         if answer.status_code == 200:
             return answer.content
@@ -193,12 +187,12 @@ class _Clients:
     async def __aenter__(self) -> "_Clients":
         source, key = self.client.source, self.client.key()
         self._open = {
-            server: httpx2.AsyncClient(
+            server: httpx.AsyncClient(
                 base_url=server,
                 headers={"authorization": f"Bearer {key}"} if key else {},
                 timeout=source.timeout,
                 trust_env=not is_loopback(server),  # no proxy of the environment stands before this machine itself
-                limits=httpx2.Limits(max_connections=None),
+                limits=httpx.Limits(max_connections=None),
             )
             for server in source.servers
         }
@@ -208,7 +202,7 @@ class _Clients:
         for client in self._open.values():
             await client.aclose()
 
-    def __getitem__(self, server: str) -> httpx2.AsyncClient:
+    def __getitem__(self, server: str) -> httpx.AsyncClient:
         return self._open[server]
 
 

@@ -31,18 +31,10 @@ class Batch:
         return hidden[self.at.row, self.column]
 
     @property
-    def tokens(self) -> int:
-        """Tokens that the forward pass reads, without padding."""
-        return int(self._read().sum())
-
-    def _read(self) -> Int[Tensor, " B"]:
-        last = torch.zeros(len(self.rollouts), dtype=torch.long, device=self.ids.device)
-        return last.scatter_reduce(0, self.at.row, self.column + 1, "amax")
-
-    @property
     def lengths(self) -> list[int]:
-        """Tokens that the forward pass reads of each row."""
-        return self._read().tolist()
+        """Tokens that the forward pass reads of each row, without padding."""
+        last = torch.zeros(len(self.rollouts), dtype=torch.long, device=self.ids.device)
+        return last.scatter_reduce(0, self.at.row, self.column + 1, "amax").tolist()
 
 
 _Row = tuple[str, int, Rollout, Span]  # teacher, tokens read, rollout, loss window

@@ -77,14 +77,13 @@ def decodes_by_kernels(model: LanguageModel) -> bool:
     parameters = list(backbone.parameters())
     layers: Sequence[Any] = backbone.layers  # type: ignore[assignment]
     rope = getattr(config, "rope_parameters", None) or {}
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (
         kernels.serve(*parameters)
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not (config.model_type == "mistral" and config.sliding_window)
         and rope.get("rope_type", "default") in ROPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0
-        and kernels.attends(width)
+        and kernels.attends(model.head_width)
         and all(is_swiglu(layer.mlp) and is_rms_norm(layer.input_layernorm) for layer in layers)
         # Adapters stand in the place of plain layers; a layer that is cut up has hooks.
         and all(type(m) is nn.Linear for layer in layers for m in _linears(layer))

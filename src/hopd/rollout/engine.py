@@ -59,7 +59,7 @@ class CopyEngine(Protocol):
 
     def adopt(self, received: Any) -> None: ...
 
-    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " T-1"]]:
+    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
         """For each holder of a copy, by a name for people: its log-probs, at temperature 1, of all tokens but the
         first."""
         ...

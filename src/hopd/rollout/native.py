@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from hopd.errors import TaskError
 from hopd.model import LanguageModel
 from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
@@ -63,13 +62,8 @@ class NativeEngine(Engine):
     def _sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int
     ) -> list[Rollout]:
-        context = self.model.context
         for prompt in prompts:
-            if len(prompt.ids) == 0 or (context is not None and len(prompt.ids) >= context):
-                raise TaskError(
-                    f"prompt {prompt.id} has {len(prompt.ids)} tokens; it needs at least 1 and fewer than the "
-                    f"model's context of {context}"
-                )
+            prompt.check_room(self.model.context)
         rollouts: dict[tuple[int, int], Rollout] = {}
         with decoding(self.model, min(self.rows, len(prompts) * samples)) as (project, decoder):
             for wave in self._waves(prompts, samples):

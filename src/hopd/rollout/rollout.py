@@ -6,6 +6,8 @@ from enum import StrEnum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopd.errors import TaskError
+
 
 class FinishReason(StrEnum):
     STOP = "stop"  # the student sampled an end-of-sequence id; it is the last token
@@ -20,6 +22,15 @@ class Prompt:
     id: int
     ids: Int[Tensor, " P"]
     teacher: str | None = None
+
+    def check_room(self, context: int | None) -> None:
+        """Raises `TaskError` if the prompt is empty or leaves no room for a response in a model's context."""
+        length = len(self.ids)
+        if length == 0 or (context is not None and length >= context):
+            raise TaskError(
+                f"prompt {self.id} has {length} tokens; it needs at least 1 and fewer than the model's context of "
+                f"{context}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,7 +111,7 @@ class VllmEngine:
                 raise EngineError(f"vLLM beside the trainer: {fault}") from fault
         return made
 
-    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " T-1"]]:
+    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
         from vllm import SamplingParams
 
         (output,) = self._llm.generate(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hopd.errors import TaskError
 from hopd.model import LanguageModel
 from hopd.remote import Fault, FaultKind
 from hopd.rollout.random import fold
@@ -75,13 +74,8 @@ def requests(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, s
     context = model.context
     made = []
     for prompt in prompts:
-        length = len(prompt.ids)
-        if length == 0 or (context is not None and length >= context):
-            raise TaskError(
-                f"prompt {prompt.id} has {length} tokens; it needs at least 1 and fewer than the model's context of "
-                f"{context}"
-            )
-        limit = max_tokens if context is None else min(max_tokens, context - length)
+        prompt.check_room(context)
+        limit = max_tokens if context is None else min(max_tokens, context - len(prompt.ids))
         made += [
             Request(prompt, sample, max_tokens, limit, model.stop_ids, model.head.vocabulary)
             for sample in range(samples)

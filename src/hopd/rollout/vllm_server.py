@@ -5,7 +5,6 @@ and `--enable-scale-out` (`/inference/v1/generate`). Every answer says which wei
 """
 
 import json
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor
 from hopd.errors import RecipeError, ServerUnavailable
 from hopd.model import LanguageModel
 from hopd.recipe import VllmServers
-from hopd.remote import Client, Fault, FaultKind, Losses
+from hopd.remote import Backoff, Client, Fault, FaultKind, Losses
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.rollout.transfer import Transfer, Versions, trainer, write_weights
 from hopd.rollout.vllm_request import probe_params, requests
@@ -98,20 +97,19 @@ class VllmServerEngine:
         version = self._versions.next()
         if self.source.directory is not None:
             write_weights(weights, Path(self.source.directory))
-        deadline, failed = time.monotonic() + self.source.deadline, 0
+        backoff = Backoff(self.source.backoff, self.source.deadline)
         while True:
             faults = {server: self._send(server, weights, version) for server in self.source.servers}
             if fresh := [server for server, fault in faults.items() if fault is None]:
                 self.adopt((version, fresh))
                 return version, fresh
-            failed += 1
             server, fault = next((server, fault) for server, fault in faults.items() if fault is not None)
-            wait = self.source.backoff * 2.0 ** min(failed - 1, 30) * random.Random().uniform(0.5, 1.0)
+            wait = backoff.fail(fault.retry_after)
             rejected = all(fault is not None and fault.kind == FaultKind.REJECTED for fault in faults.values())
-            if rejected or time.monotonic() + wait > deadline:
+            if rejected or not backoff.allows(wait):
                 raise ServerUnavailable(
-                    f"no rollout server has taken the new weights: {failed} attempts failed, with a deadline of "
-                    f"{self.source.deadline:g} s; the last, at {server}: {fault}"
+                    f"no rollout server has taken the new weights: {backoff.failed} attempts failed, with a deadline "
+                    f"of {self.source.deadline:g} s; the last, at {server}: {fault}"
                 )
             self.losses.retries += 1
             time.sleep(wait)
@@ -146,11 +144,11 @@ class VllmServerEngine:
         ]
         return self.client.ask(GENERATE, bodies, read, self._fresh)
 
-    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " T-1"]]:
+    def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
         """Raises `ServerUnavailable`."""
         body = {"token_ids": list(ids), "sampling_params": probe_params()}
 
-        def read(n: int, answer: bytes) -> Float[Tensor, " T-1"]:
+        def read(n: int, answer: bytes) -> Float[Tensor, " N"]:
             with _strictly():
                 places = json.loads(answer)["prompt_logprobs"][1:]
                 return torch.tensor(

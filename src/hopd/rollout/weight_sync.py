@@ -14,13 +14,12 @@ from hopd.errors import EngineError, HopdError, RecipeError
 from hopd.lora import merged_state_dict
 from hopd.model import LanguageModel
 from hopd.processes import Processes
-from hopd.remote import Losses
+from hopd.remote import Losses, fingerprint_ids
 from hopd.rollout.engine import CopyEngine, Engine
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 from hopd.training.sharding import gathered
 
-FINGERPRINT = 32  # tokens, evenly spread over the vocabulary
 ARRIVED = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # nats a token of the fingerprint that rounding explains
 
 
@@ -34,8 +33,7 @@ class WeightSync(Engine):
 
     def __init__(self, engine: CopyEngine, student: LanguageModel, processes: Processes, dtype: torch.dtype):
         self.engine, self.student, self.processes, self.dtype = engine, student, processes, dtype
-        vocabulary = student.head.vocabulary
-        self.fingerprint = torch.linspace(0, vocabulary - 1, min(FINGERPRINT, vocabulary)).long().tolist()
+        self.fingerprint = fingerprint_ids(student.head.vocabulary)
         self.seconds = self.apart = 0.0  # of the last update
 
     def check(self, longest: int) -> list[str]:

@@ -19,9 +19,9 @@ class Scores:
     """Of one sequence of T tokens: log-probs of all but the first, and the K most likely tokens at each place with
     theirs. `decoded` is the text of each token as the server's tokenizer has it, where it says so."""
 
-    log_probs: Float[Tensor, " T-1"]
-    top_ids: Int[Tensor, "T-1 K"]
-    top_log_probs: Float[Tensor, "T-1 K"]
+    log_probs: Float[Tensor, " N"]
+    top_ids: Int[Tensor, "N K"]
+    top_log_probs: Float[Tensor, "N K"]
     decoded: tuple[str | None, ...]
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 from hopd.errors import TeacherUnavailable
 from hopd.objective import Detail, Objective, SampledSignal, TopKSignal
 from hopd.recipe import ServerSource
-from hopd.remote import Client, Fault, FaultKind
+from hopd.remote import Client, Fault, FaultKind, fingerprint_ids
 from hopd.rollout.batch import Batch
 from hopd.rollout.rollout import Rollout
 from hopd.teacher.answer import Scores, read_answer
 
-PROBE = 32  # tokens, evenly spread over the vocabulary
 SAME_WEIGHTS = 0.05  # nats a token of the probe: more than half precision and another batch explain
 
 
@@ -32,7 +31,7 @@ class ServerTeacher:
         self.source, self.vocabulary = source, vocabulary
         self.top = objective.k if objective.needs == Detail.TOP_K else 0
         self.client = Client(source, f"the teacher {source.model} has not scored", TeacherUnavailable)
-        self.probe = torch.linspace(0, vocabulary - 1, min(PROBE, vocabulary)).long().tolist()
+        self.probe = fingerprint_ids(vocabulary)
         self.fingerprint: Float[Tensor, " P"] | None = None
         self._fetched: dict[Rollout, Scores] = {}
 

@@ -1,61 +1,49 @@
-"""Which attention the learner uses: measured at the start of a run, where it runs, on its shapes."""
+"""Which attention the learner uses under `attention: auto`: by a rule, so that two runs of a recipe have the same bits.
 
-import time
-from typing import Any
+Torch's fused attention is the faster one in fp32 at all lengths. In bf16 its kernel multiplies blocks that are too
+small for the processor's own instructions, which whole matrix products do use; their advantage shrinks with the length,
+since scores and weights then no longer fit the caches.
+"""
 
 import torch
-from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention, matmul_attention
+from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.model import LanguageModel
+from hopd.products import multiplies_bf16, multiplies_tiles
 
-MARGIN = 1.25  # by how much products must be faster to be taken: a choice that a busy moment decides helps nobody
-WORTH_CHOOSING_SECONDS = 60e-3  # of all layers; below this attention is no term of a step, and noise would choose
+# The longest rows for which products are taken, in tokens. How many times as fast as torch's they are, by
+# `python -m benchmarks.attention` on a Xeon with AMX, torch 2.13 (without AMX: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16):
+#
+#   tokens a row                        32   64  128  192  256  384  512  768 1024 2048
+#   fp32, 4 heads of 32                0.6  0.5  0.4  0.5  0.6  0.5  0.6  0.6  0.5  0.5
+#   fp32, 9 heads of 64                0.9  0.6  0.8  0.8  0.6  0.7  0.7  0.8  0.7  0.6
+#   bf16 with AMX, 4 heads of 32       3.7  5.7  3.4  1.9  1.7  1.4  1.5  1.0  1.0  0.8
+#   bf16 with AMX, 9 heads of 64       8.5  4.5  3.5  2.0  1.8  1.9  1.6  0.8  1.2  1.0
+#   bf16 with AMX, 12 heads of 128     5.5  4.0  1.6  1.6  2.0  1.8  1.5  1.3  1.1  1.1
+#   bf16 without AMX, 4 heads of 32    4.5  3.3  2.1  1.3  1.2  1.1  1.2  0.8  0.8  0.7
+#   bf16 without AMX, 9 heads of 64    5.1  2.5  1.7  1.2  1.1  1.1  1.0  0.8  0.7  0.7
+#   bf16 without AMX, 12 heads of 128  2.6  1.7  1.1  1.0  0.9  1.0  1.0  0.7  0.7  0.7
+LONGEST_BY_TILES, LONGEST_BY_VECTORS = 512, 128
 
 
 def choose_attention(model: LanguageModel, length: int, tokens: int) -> tuple[str, str]:
-    """The faster of the two for micro-batches of `tokens` tokens in rows of `length`, and a sentence that says why.
-
-    One call's forward and backward pass, with random numbers: a few hundredths of a second.
-    """
+    """The name of the attention for micro-batches of `tokens` tokens in rows of up to `length`, and a sentence that
+    says why."""
     if model.device.type != "cpu" or not can_choose_attention(model):
         return attention_of(model), f"attention: {attention_of(model)}, the only choice here"
-    config, dtype = model.config, model.model.dtype
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rows = max(1, tokens // length)
-    q = torch.randn(rows, heads, length, width).to(dtype).requires_grad_()
-    k, v = (torch.randn(rows, groups, length, width).to(dtype).requires_grad_() for _ in range(2))
-    layer = _Layer(heads // groups)
-    calls = {SDPA: sdpa_attention_forward, MATMUL: matmul_attention}
-    seconds = {name: _seconds(call, layer, q, k, v) for name, call in calls.items()}
-    chosen = SDPA
-    if config.num_hidden_layers * seconds[SDPA] > WORTH_CHOOSING_SECONDS and seconds[SDPA] > MARGIN * seconds[MATMUL]:
-        chosen = MATMUL
-    times = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
-    what = f"a layer's forward and backward pass of {rows} × {length} tokens in {str(dtype).removeprefix('torch.')}"
-    return chosen, f"attention: {chosen} ({what}: {times})"
+    longest, multiplies = 0, "fp32"
+    if model.model.dtype == torch.bfloat16:
+        longest, multiplies = _longest_in_bf16()
+    rows = f"rows of up to {length} tokens, {max(1, tokens // length)} at a time"
+    if length <= longest:
+        return MATMUL, f"attention: matmul, faster than sdpa for {rows}, in {multiplies}"
+    limit = f" (matmul is, up to {longest} tokens)" if longest else ""
+    return SDPA, f"attention: sdpa, faster than matmul for {rows}, in {multiplies}{limit}"
 
 
-class _Layer(nn.Module):
-    """What attention functions ask of a layer."""
-
-    is_causal = True
-
-    def __init__(self, num_key_value_groups: int):
-        super().__init__()
-        self.num_key_value_groups = num_key_value_groups
-
-
-def _seconds(call: Any, layer: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """The fastest of three, after one that warms up: the processor's seconds, so that nothing else that it does at the
-    moment decides."""
-    taken = []
-    for _ in range(4):
-        started = time.process_time()
-        mixed, _ = call(layer, q, k, v, None)
-        mixed.sum().backward()
-        taken.append(time.process_time() - started)
-    return min(taken[1:])
+def _longest_in_bf16() -> tuple[int, str]:
+    if multiplies_tiles():
+        return LONGEST_BY_TILES, "bf16 with AMX"
+    if multiplies_bf16():
+        return LONGEST_BY_VECTORS, "bf16 without AMX"
+    return 0, "bf16 on a CPU without instructions for it"

@@ -35,8 +35,7 @@ class PassCost:
         linear, head = sum(flops), model.head.weight
         trained = sum(part for part, p in zip(flops, matrices, strict=True) if p.requires_grad) / linear
         heads = getattr(config, "num_attention_heads", 0) or 0
-        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-        attention = 4.0 * config.num_hidden_layers * heads * width
+        attention = 4.0 * config.num_hidden_layers * heads * model.head_width
         return cls(linear, attention, 2.0 * head.numel(), trained, float(head.requires_grad))
 
     def generate(self, rollouts: Iterable[tuple[int, int]], prompts: Iterable[int]) -> float:

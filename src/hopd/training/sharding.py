@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hopd.errors import ModelError
+from hopd.layer_stack import layer_stack
 from hopd.processes import Processes
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def shard(model: "LanguageModel", processes: Processes, bf16: bool) -> None:
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=precision)
         unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)
+        if hasattr(unit, "set_force_sum_reduction_for_comms"):  # torch before 2.9 divides by the factor above, 1
+            unit.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model.model, "hopd_backbone")
     model.forward = model.model.hopd_backbone
     model.sharding = Sharding(units)
@@ -97,11 +98,5 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _layers(model: "LanguageModel") -> list[nn.Module]:
-    count = model.config.num_hidden_layers
-    stacks = [m for m in model.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if len(stacks) != 1:
-        raise ModelError(
-            f"{model.name} has {len(stacks)} stacks of {count} layers; hopd can shard one stack only: write "
-            "training.sharding: none"
-        )
-    return list(stacks[0])
+    parent, child = layer_stack(model.model, model.name, "shard one stack only: write training.sharding: none")
+    return list(getattr(parent, child))
