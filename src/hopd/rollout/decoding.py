@@ -40,7 +40,7 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[tuple[Projection, Deco
 
 def groups_attention(model: LanguageModel) -> bool:
     """Whether one query a row goes to `grouped_attention`."""
-    return model.device.type == "cpu" and can_choose_attention(model) and attends_everywhere(model.config)
+    return can_choose_attention(model) and attends_everywhere(model.config)
 
 
 def decodes_packed(model: LanguageModel) -> bool:

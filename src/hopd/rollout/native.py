@@ -24,7 +24,7 @@ from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import Sampling
 
-PREFILLED = 2048  # prompt tokens in one forward pass
+PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: as many as keep the device busy
 DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
 COMPACT_AT = 0.75  # compact when at most this share of the rows still runs: copies stay O(1) a token
 
@@ -159,7 +159,7 @@ class NativeEngine:
     def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
         """The state of each prompt's last token, and the cache, in groups of like length: little of them is padding."""
         model, states, caches = self.model, [], []
-        for group in _groups(prompts) if attends_everywhere(model.config) else [prompts]:
+        for group in _groups(prompts, model.device) if attends_everywhere(model.config) else [prompts]:
             ids, mask = flush_right(group, model.device)
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             caches.append(new_cache(model.config))
@@ -216,11 +216,11 @@ class _Record:
         return rollouts
 
 
-def _groups(prompts: Sequence[Int[Tensor, " _"]]) -> Iterator[Sequence[Int[Tensor, " _"]]]:
-    """Neighbours, at most `PREFILLED` tokens together; `prompts` come in order of their lengths, the longest first."""
-    start = 0
+def _groups(prompts: Sequence[Int[Tensor, " _"]], device: torch.device) -> Iterator[Sequence[Int[Tensor, " _"]]]:
+    """Neighbours that are prefilled together; `prompts` come in order of their lengths, the longest first."""
+    start, tokens = 0, PREFILLED if device.type == "cpu" else PREFILLED_BY_GPU
     while start < len(prompts):
-        rows = max(1, PREFILLED // len(prompts[start]))
+        rows = max(1, tokens // len(prompts[start]))
         yield prompts[start : start + rows]
         start += rows
 
