@@ -18,7 +18,7 @@ from hopd.errors import RecipeError
 from hopd.objective import divergence, estimator
 from hopd.objective.credit import discounted_credit
 from hopd.objective.estimator import Tail
-from hopd.objective.head import CHUNK_BYTES, Head, chunked_loss
+from hopd.objective.head import Head, chunked_loss
 from hopd.objective.signal import Detail, Signal, log_prob_of, tempered
 
 
@@ -108,7 +108,7 @@ class Objective:
         signal: Signal,
         at: LossTokens,
         temperature: float = 1.0,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
     ) -> tuple[Float[Tensor, ""], Statistics]:
         """Σ_t weight_t · loss_t: a sum, for the caller to divide once by the loss tokens of the whole step.
 
@@ -163,7 +163,7 @@ class Objective:
 
     @torch.no_grad()
     def _credit(
-        self, head: Head, hidden: Tensor, signal: Signal, at: LossTokens, temperature: float, chunk_bytes: int
+        self, head: Head, hidden: Tensor, signal: Signal, at: LossTokens, temperature: float, chunk_bytes: int | None
     ) -> Float[Tensor, " N"]:
         """Future signals first, in a pass over the head without gradient; `at` must hold the whole response."""
 
