@@ -35,14 +35,13 @@ def run(place: Place, record: Record) -> None:
 @contextmanager
 def by(decoder: str) -> Iterator[None]:
     """Until the block ends, a model decodes by its own modules, where `decoder` says so."""
-    usual = getattr(decoding, "decodes_by_graph", None)
-    if usual is not None and decoder != "as it is":
-        decoding.decodes_by_graph = lambda model: False  # type: ignore[attr-defined]
+    usual = decoding.decodes_by_graph
+    if decoder != "as it is":
+        decoding.decodes_by_graph = lambda model: False
     try:
         yield
     finally:
-        if usual is not None:
-            decoding.decodes_by_graph = usual  # type: ignore[attr-defined]
+        decoding.decodes_by_graph = usual
 
 
 def _case(place: Place, model: LanguageModel, rows: int, context: int) -> dict[str, float]:

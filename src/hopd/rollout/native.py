@@ -17,8 +17,7 @@ from hopd.errors import TaskError
 from hopd.model import LanguageModel
 from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
-from hopd.rollout.decoder import Decoder
-from hopd.rollout.decoding import decoding
+from hopd.rollout.decoding import TokenDecoder, decoding
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
@@ -26,7 +25,9 @@ from hopd.rollout.sampling import Sampling
 
 PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: as many as keep the device busy
 DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
-COMPACT_AT = 0.75  # compact when at most this share of the rows still runs: copies stay O(1) a token
+# Compact when at most this share of the rows still runs: copies stay O(1) a token. A GPU takes about as long for a few
+# rows more, and records its graph anew afterwards.
+COMPACT_AT, COMPACT_GPU_AT = 0.75, 0.5
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class NativeEngine:
         self,
         wave: Sequence[_Unit],
         project: Projection,
-        decoder: Decoder | None,
+        decoder: TokenDecoder | None,
         max_tokens: int,
         sampling: Sampling,
         seed: int,
@@ -116,7 +117,7 @@ class NativeEngine:
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
         # Asking how many rows still run makes a GPU wait, so there it is asked less often.
-        look_every = 1 if device.type == "cpu" else 16
+        look_every, compact_at = (1, COMPACT_AT) if device.type == "cpu" else (16, COMPACT_GPU_AT)
 
         for t in range(limit):
             if t % DRAWN_AHEAD == 0:
@@ -134,7 +135,7 @@ class NativeEngine:
                 count = int(running.sum())
                 if count == 0:
                     break
-                if count <= COMPACT_AT * len(running):
+                if count <= compact_at * len(running):
                     kept = running.nonzero()[:, 0]
                     record.close_segment(rows.live, length, stopped)
                     cache.reorder_cache(kept)  # type: ignore[arg-type]
