@@ -20,6 +20,7 @@ from hopd.attention import (
 )
 from hopd.model import load
 from hopd.recipe import Recipe
+from hopd.rollout import NativeEngine, Prompt, Sampling
 from hopd.training.choice import choose_attention
 from hopd.training.distiller import Distiller
 
@@ -63,6 +64,18 @@ def test_fused_grouped_attention_is_grouped_attention(rows, groups, shared, leng
     expected, _ = grouped_attention(Layer(shared), query[:, :, None], key, value, mask, scaling=0.3)
     found = fused_grouped_attention(query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_decodes_the_same_by_the_fused_kernels(monkeypatch):
+    """Ragged prompts, so with a mask, through growth of the cache: what a GPU does where there is no decoder for it."""
+    model, prompts = load(QUICKSTART), [Prompt(i, torch.arange(4, 7 + 2 * i)) for i in range(4)]
+    monkeypatch.setattr("hopd.rollout.decoding.decodes_by_kernels", lambda model: False)
+    expected, called = NativeEngine(model).sample(prompts, 80, Sampling(), 0), []
+    monkeypatch.setattr(attention, "fuses", lambda query: called.append(1) or True)
+    for a, b in zip(NativeEngine(model).sample(prompts, 80, Sampling(), 0), expected, strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
+    assert called
 
 
 def test_one_query_a_row_goes_to_the_fused_kernels_on_a_gpu(monkeypatch):
