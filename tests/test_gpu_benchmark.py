@@ -9,12 +9,20 @@ from benchmarks.gpu.criteria import verdicts
 
 
 def test_a_dry_run_writes_measurements_and_a_page(tmp_path):
-    main(["roof", "parity", "decode", "update", "--tiny", "--out", str(tmp_path)])
+    main(["roof", "parity", "decode", "update", "attention", "--tiny", "--out", str(tmp_path)])
     lines = json.loads((tmp_path / "gpu.json").read_text())["lines"]
     assert not [line for line in lines if "failed" in line]
-    assert {"roof", "parity", "decode", "profile", "generate", "update", "head chunk", "optimizer state"} <= {
-        line["stage"] for line in lines
-    }
+    assert {
+        "roof",
+        "parity",
+        "decode",
+        "profile",
+        "generate",
+        "update",
+        "head chunk",
+        "optimizer state",
+        "attention",
+    } <= {line["stage"] for line in lines}
     page = (tmp_path / "gpu.md").read_text()
     assert "## Decode" in page
     assert "| fp32: greedy rollouts are generate()'s; log-probs within 1e-3 of a plain forward pass | 100 %;" in page

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import command_line, decode, parity, roof, trl, update
+from benchmarks.gpu import attention, command_line, decode, parity, roof, trl, update
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.record import Record
 
@@ -22,6 +22,7 @@ STAGES: dict[str, Callable[[Place, Record], None]] = {
     "command line": command_line.run,
     "decode": decode.run,
     "update": update.run,
+    "attention": attention.run,
     "trl": trl.run,
 }
 SECONDS = 480.0  # in all; no stage begins in the last half minute

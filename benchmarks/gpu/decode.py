@@ -62,7 +62,7 @@ def _case(place: Place, model: LanguageModel, rows: int, context: int) -> dict[s
     }
 
 
-def _launches(place: Place, model: LanguageModel, rows: int = 8, tokens: int = 32) -> dict[str, float]:
+def _launches(place: Place, model: LanguageModel, rows: int = 8, tokens: int = 16) -> dict[str, float]:
     """Returns, for each token, how often the CPU waited for the GPU, and launched something on it."""
     few, many = (_counted(place, model, rows, count) for count in (8, 8 + tokens))
     return {name: (many[name] - few[name]) / tokens for name in many}

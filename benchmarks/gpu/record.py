@@ -1,6 +1,7 @@
 """The measurements of one run: lines of names and numbers, as JSON and as a page."""
 
 import json
+import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -50,6 +51,8 @@ class Record:
 
 
 def _commit() -> str:
-    root = Path(__file__).parents[2]
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown (no git here)"
+    root, git = Path(__file__).parents[2], shutil.which("git")
+    if git is None:
+        return "unknown"
+    done = subprocess.run([git, "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
