@@ -6,6 +6,7 @@ import torch
 from hopd.rollout import NativeEngine, Prompt, Sampling
 from hopd.rollout import graph_decoder as module
 from hopd.rollout.cache import new_cache
+from hopd.rollout.decoding import decoding_note
 from hopd.rollout.graph_decoder import GraphDecoder, decodes_by_graph
 from hopd.rollout.mask import DecodingMask
 from tests.rollout.test_decoder import FAMILY, OTHERS, plain_log_probs, ragged, tiny
@@ -106,4 +107,6 @@ def test_a_graph_is_for_gpus_and_for_models_of_that_shape(monkeypatch):
     assert not decodes_by_graph(model)
     monkeypatch.setattr("hopd.model.LanguageModel.device", torch.device("cuda"))
     assert decodes_by_graph(model)
+    assert decoding_note(model) == "decoding: float32 on cuda, one CUDA graph a token"
+    assert "layer by layer, grouped attention" in decoding_note(others["another activation"])
     assert not [why for why, other in others.items() if decodes_by_graph(other)]
