@@ -1,10 +1,10 @@
-# make demo · make test · make test-vllm · make lint · make bench · make reproduce: each sets up .venv by itself on a fresh machine.
+# make demo · test · test-vllm · lint · bench · gpu · reproduce: all but gpu set up .venv by themselves on a fresh machine.
 PYTHON ?= python3
 # The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-vllm lint bench reproduce format clean
+.PHONY: demo test test-vllm lint bench gpu reproduce format clean
 
 demo: .venv/.installed
 	$(BIN)/hopd demo
@@ -24,6 +24,11 @@ lint: .venv/.dev
 # Against vLLM too, if VLLM is the Python of an environment that has it.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
+
+# hopd on one GPU, in eight minutes; nothing is installed, so PYTHON must have torch, transformers and hopd's other
+# dependencies: make gpu PYTHON=/path/to/python
+gpu:
+	PYTHONPATH=src:. HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu
 
 # The paper's experiments, each with a page in docs/results. What has been run is not run again.
 reproduce: .venv/.installed

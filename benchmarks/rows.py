@@ -35,14 +35,23 @@ def same_tokens(measured: Measured) -> str:
 
 
 def step_against_trl(models: Path, precision: str) -> Row:
-    case = {
+    case = step_case(models, make_prompts(models, 16, PROMPT), precision)
+    return step_row(case, f"step, 16 × ({PROMPT} + 128), {precision}: TRL")
+
+
+def step_case(models: Path, prompts: Path, precision: str) -> dict[str, Any]:
+    return {
         "models": str(models),
-        "prompts": str(make_prompts(models, 16, PROMPT)),
+        "prompts": str(prompts),
         "rollouts": str(models / "rollouts.json"),
         "tokens": 128,
         "batch": 8,
         "precision": precision,
     }
+
+
+def step_row(case: dict[str, Any], name: str) -> Row:
+    precision = case["precision"]
 
     def check(measured: Measured) -> str:
         said, theirs = same_tokens(measured), measured.last("theirs", "loss")
@@ -52,9 +61,7 @@ def step_against_trl(models: Path, precision: str) -> Row:
         exactly = "" if precision == "fp32" else f", {losses['fp32']:.5f} in fp32"
         return f"{said}; loss on the same rollouts {ours:.5f} here, {theirs:.5f} there{exactly}"
 
-    return Row(
-        f"step, 16 × ({PROMPT} + 128), {precision}: TRL", _side("hopd_step", case), _side("trl_step", case), check
-    )
+    return Row(name, _side("hopd_step", case), _side("trl_step", case), check)
 
 
 def _loss_of(case: dict[str, Any]) -> float:

@@ -5,9 +5,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from hopd.training.distiller import Distiller
 
 from hopd import allocator
+from hopd.distiller import Distiller
 from hopd.model import load
 from hopd.recipe import Recipe
 
@@ -46,5 +46,5 @@ def test_a_run_asks_for_it_and_loading_a_model_does_not(tiny, monkeypatch):
     allocator.keep_freed_memory.cache_clear()
     load("package:hopd/quickstart/student")
     assert asked == []
-    Distiller(Recipe.load(tiny))
+    Distiller.of(Recipe.load(tiny))
     assert len(asked) == 2

@@ -11,11 +11,21 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hopd import attention
-from hopd.attention import MATMUL, QUERIES, SDPA, BlockwiseAttention, attention_of, grouped_attention, matmul_attention
+from hopd.attention import (
+    MATMUL,
+    QUERIES,
+    SDPA,
+    BlockwiseAttention,
+    attention_of,
+    fused_grouped_attention,
+    grouped_attention,
+    matmul_attention,
+)
 from hopd.distiller import Distiller
 from hopd.model import load
 from hopd.products import multiplies_bf16, multiplies_tiles
 from hopd.recipe import Recipe
+from hopd.rollout import NativeEngine, Prompt, Sampling
 from hopd.training.choice import choose_attention
 
 QUICKSTART = "package:hopd/quickstart/student"
@@ -44,6 +54,44 @@ def test_grouped_attention_is_that_of_torch(rows, groups, shared, length, seed, 
     expected, _ = sdpa_attention_forward(Layer(shared), query, key, value, mask)
     found, _ = grouped_attention(Layer(shared), query, key, value, mask)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
+def test_fused_grouped_attention_is_grouped_attention(rows, groups, shared, length, seed, added):
+    query = random(rows, groups * shared, 8, seed=seed)
+    key, value = random(rows, groups, length, 8, seed=seed + 1), random(rows, groups, length, 8, seed=seed + 2)
+    mask = random(rows, 1, 1, length, seed=seed + 3) > 0
+    mask[..., seed % length] = True
+    if added:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    expected, _ = grouped_attention(Layer(shared), query[:, :, None], key, value, mask, scaling=0.3)
+    found = fused_grouped_attention(query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(found, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_decodes_the_same_by_the_fused_kernels(monkeypatch):
+    """Ragged prompts, so with a mask, through growth of the cache: what a GPU does where there is no decoder for it."""
+    model, prompts = load(QUICKSTART), [Prompt(i, torch.arange(4, 7 + 2 * i)) for i in range(4)]
+    monkeypatch.setattr("hopd.rollout.decoding.decodes_by_kernels", lambda model: False)
+    expected, called = NativeEngine(model).sample(prompts, 80, Sampling(), 0), []
+    monkeypatch.setattr(attention, "fuses", lambda query: called.append(1) or True)
+    for a, b in zip(NativeEngine(model).sample(prompts, 80, Sampling(), 0), expected, strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
+    assert called
+
+
+def test_one_query_a_row_goes_to_the_fused_kernels_on_a_gpu(monkeypatch):
+    """The meta device stands for it: it computes nothing, but takes the same way."""
+    called = []
+    monkeypatch.setattr(
+        attention, "fused_grouped_attention", lambda *given: called.append(1) or fused_grouped_attention(*given)
+    )
+    query, key = torch.empty(2, 6, 1, 8, device="meta"), torch.empty(2, 3, 64, 8, device="meta")
+    mixed, _ = grouped_attention(Layer(2), query, key, key, torch.empty(2, 1, 1, 64, device="meta"))
+    assert called
+    assert mixed.shape == (2, 1, 6, 8)
 
 
 @settings(max_examples=30, deadline=None)

@@ -444,6 +444,7 @@ def test_an_unknown_check_is_refused(refused, tiny, tmp_path):
 
 
 def test_an_unknown_gym_dataset_is_named_with_the_nearest_one(refused, tiny):
+    pytest.importorskip("reasoning_gym")
     task = "task={source: reasoning_gym, name: basic_aritmetic, size: 8}"
     assert "did you mean 'basic_arithmetic'?" in refused("train", tiny, *sets(task))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.sides.work import device_bytes
 from benchmarks.turns import Turns
 from hopd.distiller import Distiller
 from hopd.recipe import Recipe
@@ -38,7 +39,8 @@ def distiller(case: dict[str, Any]) -> Distiller:
             "steps": 1,
             "learning_rate": LEARNING_RATE,
             "precision": case["precision"],
-            "tokens_per_batch": 576,
+            "tokens_per_batch": case.get("tokens_per_batch", 576),
+            "gradient_checkpointing": case.get("checkpointing", False),
         },
     }
     return Distiller.of(Recipe.model_validate(recipe))
@@ -55,6 +57,7 @@ def run(case: dict[str, Any], turns: Turns) -> None:
         run.parts.learner.accumulate(rollouts, turn, statistics)
         run.parts.learner.apply(step=0)
         turns.answer(
+            device_bytes=device_bytes(),
             tokens=sum(rollout.length for rollout in rollouts),
             prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
             loss=statistics.mean("loss"),

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from benchmarks.sides.work import read_prompts
+from benchmarks.sides.work import device_bytes, read_prompts
 from benchmarks.turns import Turns
 
 
@@ -45,6 +45,7 @@ class TakingTurns(TrainerCallback):
         loss, self.trainer.losses = sum(self.trainer.losses), []
         Path(self.file).write_text(json.dumps(rollouts))
         self.turns.answer(
+            device_bytes=device_bytes(),
             tokens=sum(len(response) for _, response in rollouts),
             prompt_tokens=sum(len(prompt) for prompt, _ in rollouts),
             loss=loss,
@@ -75,8 +76,8 @@ def run(case: dict[str, Any], turns: Turns) -> None:
         temperature=1.0,
         beta=1.0,
         bf16=bf16,
-        gradient_checkpointing=False,
-        use_cpu=True,
+        gradient_checkpointing=case.get("checkpointing", False),
+        use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         logging_strategy="no",
         report_to=[],

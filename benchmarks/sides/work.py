@@ -65,3 +65,14 @@ def make_prompts(directory: Path, count: int, tokens: int) -> Path:
 
 def read_prompts(path: str) -> list[str]:
     return [json.loads(line)["prompt"] for line in Path(path).read_text().splitlines()]
+
+
+def device_bytes() -> int:
+    """Returns the most memory that tensors of this process have had on the GPU, 0 without one, once it has finished all
+    work given to it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()

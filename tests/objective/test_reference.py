@@ -1,6 +1,7 @@
 """Every objective against a plain float64 reference on whole logits, value and gradient."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
-from hopd.objective.head import chunked_loss
+from hopd.objective.head import CHUNK_BYTES, chunk_bytes_on, chunked_loss
 
 N, D, V, ROWS = 11, 5, 13, 3
 
@@ -230,6 +231,25 @@ def test_a_bf16_head_sums_its_chunks_in_float32():
     )
     (gradient,) = torch.autograd.grad(total, [weight])
     assert float(gradient[0, 0]) == pytest.approx(16 + 399 / 16, rel=0.01)
+
+
+@pytest.mark.parametrize(("gib", "expected"), [(24, 24 * 2**30 // 80), (80, 2**30), (140, 2**30)])
+def test_chunks_are_as_large_as_the_card_can_bear(monkeypatch, gib, expected):
+    card = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert chunk_bytes_on(torch.device("cuda")) == expected
+    assert chunk_bytes_on(torch.device("cpu")) == CHUNK_BYTES == 128 * 2**20  # whose size is in the bits of a run
+
+
+def test_a_loss_and_its_teacher_take_the_size_that_suits_the_device(monkeypatch):
+    hidden, head, signal, _ = setup()
+    seen = []
+    terms = lambda logits, rows: (seen.append(rows) or logits.sum(-1), logits[:, :1])  # noqa: E731
+    for module in ("head", "signal"):
+        monkeypatch.setattr(f"hopd.objective.{module}.chunk_bytes_on", lambda device: 4 * V * 3)
+    chunked_loss(head, hidden, terms)
+    assert [rows.stop - rows.start for rows in seen] == [3, 3, 3, 2]
+    assert HiddenSignal(signal.head, signal.hidden).chunk_bytes == 4 * V * 3
 
 
 def test_no_more_than_one_chunk_of_logits_is_held():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import Cache
 
-from hopd.rollout.cache import GrowingLayer, joined
+from hopd.rollout.cache import BLOCK, GROWTH, GrowingLayer, capacity, joined
 
 
 @given(st.lists(st.sampled_from([1, 2, 30, 64, 65]), min_size=1, max_size=6))
@@ -20,6 +20,19 @@ def test_attention_gets_as_many_positions_as_its_mask_has_and_all_that_were_writ
         assert torch.equal(keys[:, :, : layer.used], written)
         assert torch.equal(values[:, :, : layer.used], -written)
         assert not keys[:, :, layer.used :].any()
+
+
+@given(st.integers(1, 20_000))
+def test_a_cache_has_room_and_not_much_more_than_it_needs(length):
+    cpu, gpu = capacity(length, torch.device("cpu")), capacity(length, torch.device("cuda"))
+    assert length <= cpu < length + BLOCK
+    assert length <= gpu < GROWTH * (length + BLOCK) + BLOCK
+    assert cpu % BLOCK == gpu % BLOCK == 0
+
+
+def test_on_a_gpu_a_cache_moves_a_few_times_only():
+    sizes = {capacity(length, torch.device("cuda")) for length in range(1, 16_385)}
+    assert len(sizes) < 25
 
 
 def test_room_that_nobody_wrote_is_zero_whatever_lay_in_its_memory(monkeypatch):

@@ -63,7 +63,8 @@ def test_a_rollout_is_the_same_whatever_shares_its_batch(student, prompts):
 def test_prompts_that_are_prefilled_apart_give_the_same_rollouts(student, prompts, monkeypatch):
     together = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
     for tokens in (1, 25):
-        monkeypatch.setattr("hopd.rollout.native.PREFILLED", tokens)
+        for name in ("PREFILLED", "PREFILLED_BY_GPU"):
+            monkeypatch.setattr(f"hopd.rollout.native.{name}", tokens)
         apart = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
         assert same(together, apart)
         for a, b in zip(together, apart, strict=True):

@@ -85,7 +85,7 @@ def test_rollouts_are_the_students_as_it_is(server, delivery, student, prompts):
             with torch.no_grad():
                 logits = student.model(input_ids=ids).logits[0, len(rollout.prompt.ids) - 1 : -1]
             mine = logits.log_softmax(-1).gather(-1, rollout.ids[:, None])[:, 0]
-            torch.testing.assert_close(rollout.log_probs, mine, atol=5e-5, rtol=0)
+            torch.testing.assert_close(rollout.log_probs, mine, atol=1e-4, rtol=0)
         student.model.model.norm.weight.data.mul_(0.5)  # flatter, and new for the second round
 
 

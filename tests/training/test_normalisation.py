@@ -1,6 +1,7 @@
 """The gradient of a step does not depend on how its rollouts were cut up, ordered or shared out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +177,8 @@ def train(directory, name, processes, *overrides):
     recipe = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "hopd", "train", str(recipe), *changes]
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300)
+    on_cpus = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # where there is one GPU, it is for one process
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300, env=on_cpus)
     assert done.returncode == 0, done.stderr[-2000:]
     return directory / name
 

@@ -86,6 +86,34 @@ def test_the_norm_is_clipped():
     assert float(small.state()[f"exp_avg.{first}"].norm()) < float(large.state()[f"exp_avg.{first}"].norm())
 
 
+def test_a_copy_of_the_state_is_on_the_cpu_and_stays_as_it_was():
+    model = load(STUDENT)
+    optimizer = MasterOptimizer(model.model, settings(), 10)
+    gradients(model)
+    optimizer.step(0, identity)
+    state = optimizer.state()
+    before = copy.deepcopy(state)
+    gradients(model, 2.0)
+    optimizer.step(1, identity)
+    assert all(tensor.device.type == "cpu" for tensor in state.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
+    assert not torch.equal(optimizer.state()["exp_avg.model.norm.weight"], before["exp_avg.model.norm.weight"])
+
+
+def test_what_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
+    """Of a sharded model: whole tensors, made one after the other from the processes' parts."""
+    model = load(STUDENT)
+    optimizer = MasterOptimizer(model.model, settings(), 10)
+    gradients(model)
+    optimizer.step(0, identity)
+    made = {}
+    monkeypatch.setattr(
+        "hopd.training.optimizer.gathered",
+        lambda moments, keep: made | {n: made.setdefault(n, t.clone()) for n, t in moments.items()},
+    )
+    assert all(tensor is made[name] for name, tensor in optimizer.state().items())
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

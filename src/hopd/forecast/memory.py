@@ -7,9 +7,9 @@ import torch
 
 from hopd.build import Parts
 from hopd.model import LanguageModel
-from hopd.objective.head import CHUNK_BYTES
+from hopd.objective.head import chunk_bytes_on
 from hopd.recipe import VllmDecoding, VllmServers
-from hopd.rollout.cache import BLOCK
+from hopd.rollout.cache import capacity
 from hopd.rollout.decoding import decodes_packed
 
 GIB = 2**30
@@ -60,7 +60,7 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
     # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
     # once, with about six temporaries. Then the gradient of the head, and of the embedding.
-    chunk = min(CHUNK_BYTES, 4 * student.head.vocabulary * tokens)
+    chunk = min(chunk_bytes_on(student.device), 4 * student.head.vocabulary * tokens)
     logits = chunk * (element / 2 + (0 if student.device.type == "cpu" else 6))
     update = tokens * _activation_bytes(student, element) + logits + 2 * element * student.head.weight.numel()
     return MemoryEstimate(static, rollout, update)
@@ -75,7 +75,7 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
         return parts.recipe.rollout.engine.memory * _device_memory(student.device)
     longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
     # A layer's cache grows by copying, one layer at a time.
-    positions = (longest + tokens + BLOCK) * (1 + 1 / student.config.num_hidden_layers)
+    positions = capacity(longest + tokens, student.device) * (1 + 1 / student.config.num_hidden_layers)
     copies = element * student.model.num_parameters() if decodes_packed(student) else 0
     return rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopd.objective.credit import discounted_credit
-from hopd.objective.head import CHUNK_BYTES, Head, chunked_loss
+from hopd.objective.head import Head, chunked_loss
 from hopd.objective.objective import Objective
 from hopd.objective.positions import LossTokens, Positions, Statistics
 from hopd.objective.signal import Signal, tempered
@@ -18,7 +18,7 @@ def distillation_loss(
     signal: Signal,
     at: LossTokens,
     temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> tuple[Float[Tensor, ""], Statistics]:
     """Returns Σ_t weight_t · loss_t: a sum, for the caller to divide once by the loss tokens of the whole step.
 
@@ -43,7 +43,7 @@ def _credit(
     signal: Signal,
     at: LossTokens,
     temperature: float,
-    chunk_bytes: int,
+    chunk_bytes: int | None,
 ) -> Float[Tensor, " N"]:
     """Computes future signals first, in a pass over the head without gradient; `at` must hold the whole response."""
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.objective.head import CHUNK_BYTES, Head, positions_in
+from hopd.objective.head import Head, chunk_bytes_on, positions_in
 
 
 class Signal(Protocol):
@@ -38,9 +38,10 @@ class HiddenSignal:
         head: Head,
         hidden: Float[Tensor, "N D"],
         temperature: float = 1.0,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
     ):
-        self.head, self.hidden, self.temperature, self.chunk_bytes = head, hidden, temperature, chunk_bytes
+        self.head, self.hidden, self.temperature = head, hidden, temperature
+        self.chunk_bytes = chunk_bytes or chunk_bytes_on(hidden.device)
         self._chunk, self._raw = slice(0, 0), hidden.new_empty(0, head.vocabulary)
 
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

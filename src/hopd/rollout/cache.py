@@ -1,5 +1,6 @@
-"""The key–value cache of a batch that decodes in step: written in place, grown by blocks, never to a maximum."""
+"""The key–value cache of a batch that decodes in step: written in place, grown as needed, never to a maximum."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 _ATTENTION = {"full_attention", "sliding_attention"}
 BLOCK = 64  # positions by which the cache grows: growing reads the cache as often as 1 in 64 tokens does
+# On a GPU by this factor: memory that is freed there fits no later request of a larger size, and a CUDA graph serves
+# for as long as the cache stays where it is.
+GROWTH = 1.25
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -62,7 +66,9 @@ class GrowingLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         end = self.used + query_length
-        return (capacity(end) if query_length == 1 < end else end), 0
+        if query_length > 1 or self.keys is None or end == 1:
+            return end, 0
+        return capacity(end, self.keys.device), 0
 
     def get_seq_length(self) -> int:
         return self.used
@@ -73,14 +79,24 @@ class GrowingLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # what transformers 5.10 calls it
 
 
-def capacity(length: int) -> int:
-    """Positions that a cache of this length has room for."""
+def capacity(length: int, device: torch.device) -> int:
+    """Returns the positions that a cache of this length has room for: a function of the length alone, so that caches
+    and masks agree."""
+    size = BLOCK
+    if device.type != "cpu":
+        while size < length:
+            size = _in_blocks(math.ceil(size * GROWTH))
+        return size
+    return _in_blocks(length)
+
+
+def _in_blocks(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
 def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
     rows, heads, _, width = old.shape
-    new = old.new_empty(rows, heads, capacity(end), width)
+    new = old.new_empty(rows, heads, capacity(end, old.device), width)
     new[:, :, :used] = old[:, :, :used]
     new[:, :, used:] = 0
     return new
@@ -112,7 +128,7 @@ def joined(caches: Sequence[Cache], width: int) -> Cache:
 
 def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> torch.Tensor:
     _, heads, _, size = parts[0].shape
-    whole = parts[0].new_empty(sum(map(len, parts)), heads, capacity(width), size)
+    whole = parts[0].new_empty(sum(map(len, parts)), heads, capacity(width, parts[0].device), size)
     for rows, part, end in zip(whole.split([len(part) for part in parts]), parts, used, strict=True):
         rows[:, :, : width - end] = 0
         rows[:, :, width - end : width] = part[:, :, :end]

@@ -71,19 +71,23 @@ class Decoder:
 
 def decodes_by_kernels(model: LanguageModel) -> bool:
     """Whether a `Decoder` computes what the model's own modules do."""
-    config, backbone = model.config, model.backbone
-    if config.model_type not in FAMILY or model.device.type != "cpu" or not packs(model.model.dtype):
+    if model.device.type != "cpu" or not packs(model.model.dtype) or not has_llamas_shape(model):
         return False
-    parameters = list(backbone.parameters())
-    layers: Sequence[Any] = backbone.layers  # type: ignore[assignment]
+    return kernels.serve(*model.backbone.parameters()) and kernels.attends(model.head_width)
+
+
+def has_llamas_shape(model: LanguageModel) -> bool:
+    """Whether its layers compute what Llama's do, every one over all positions, with plain linear layers."""
+    config = model.config
+    if config.model_type not in FAMILY:
+        return False
+    layers: Sequence[Any] = model.backbone.layers  # type: ignore[assignment]
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        kernels.serve(*parameters)
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not (config.model_type == "mistral" and config.sliding_window)
         and rope.get("rope_type", "default") in ROPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0
-        and kernels.attends(model.head_width)
         and all(is_swiglu(layer.mlp) and is_rms_norm(layer.input_layernorm) for layer in layers)
         # Adapters stand in the place of plain layers; a layer that is cut up has hooks.
         and all(type(m) is nn.Linear for layer in layers for m in _linears(layer))

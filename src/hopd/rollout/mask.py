@@ -41,4 +41,4 @@ class DecodingMask:
         self._added = self._added[rows]
 
     def _room(self, length: int) -> int:
-        return capacity(length) if self._grows else length
+        return capacity(length, self.prompts.device) if self._grows else length

@@ -16,8 +16,7 @@ from transformers.cache_utils import Cache
 from hopd.model import LanguageModel
 from hopd.products import Projection
 from hopd.rollout.cache import attends_everywhere, joined, new_cache
-from hopd.rollout.decoder import Decoder
-from hopd.rollout.decoding import decoding, decoding_note
+from hopd.rollout.decoding import TokenDecoder, decoding, decoding_note
 from hopd.rollout.engine import Engine
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
@@ -25,9 +24,11 @@ from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import draw_tokens
 from hopd.sampling import Sampling
 
-PREFILLED = 2048  # prompt tokens in one forward pass
+PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: as many as keep the device busy
 DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
-COMPACT_AT = 0.75  # compact when at most this share of the rows still runs: copies stay O(1) a token
+# Compact when at most this share of the rows still runs: copies stay O(1) a token. A GPU takes about as long for a few
+# rows more, and records its graph anew afterwards.
+COMPACT_AT, COMPACT_GPU_AT = 0.75, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class NativeEngine(Engine):
         self,
         wave: Sequence[_Unit],
         project: Projection,
-        decoder: Decoder | None,
+        decoder: TokenDecoder | None,
         max_tokens: int,
         sampling: Sampling,
         seed: int,
@@ -122,7 +123,7 @@ class NativeEngine(Engine):
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
         # Asking how many rows still run makes a GPU wait, so there it is asked less often.
-        look_every = 1 if device.type == "cpu" else 16
+        look_every, compact_at = (1, COMPACT_AT) if device.type == "cpu" else (16, COMPACT_GPU_AT)
 
         for t in range(limit):
             if t % DRAWN_AHEAD == 0:
@@ -140,7 +141,7 @@ class NativeEngine(Engine):
                 count = int(running.sum())
                 if count == 0:
                     break
-                if count <= COMPACT_AT * len(running):
+                if count <= compact_at * len(running):
                     kept = running.nonzero()[:, 0]
                     record.close_segment(rows.live, length, stopped)
                     cache.reorder_cache(kept)  # type: ignore[arg-type]
@@ -165,7 +166,7 @@ class NativeEngine(Engine):
     def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
         """The state of each prompt's last token, and the cache, in groups of like length: little of them is padding."""
         model, states, caches = self.model, [], []
-        for group in _groups(prompts) if attends_everywhere(model.config) else [prompts]:
+        for group in _groups(prompts, model.device) if attends_everywhere(model.config) else [prompts]:
             ids, mask = flush_right(group, model.device)
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             caches.append(new_cache(model.config))
@@ -222,11 +223,11 @@ class _Record:
         return rollouts
 
 
-def _groups(prompts: Sequence[Int[Tensor, " _"]]) -> Iterator[Sequence[Int[Tensor, " _"]]]:
-    """Neighbours, at most `PREFILLED` tokens together; `prompts` come in order of their lengths, the longest first."""
-    start = 0
+def _groups(prompts: Sequence[Int[Tensor, " _"]], device: torch.device) -> Iterator[Sequence[Int[Tensor, " _"]]]:
+    """Neighbours that are prefilled together; `prompts` come in order of their lengths, the longest first."""
+    start, tokens = 0, PREFILLED if device.type == "cpu" else PREFILLED_BY_GPU
     while start < len(prompts):
-        rows = max(1, PREFILLED // len(prompts[start]))
+        rows = max(1, tokens // len(prompts[start]))
         yield prompts[start : start + rows]
         start += rows
 

@@ -77,15 +77,19 @@ class MasterOptimizer:
         return settings.learning_rate * _factor(settings.schedule, step, settings.warmup_steps, self.total_steps)
 
     def state(self, keep: bool = True) -> dict[str, Tensor]:
-        """AdamW's moments by parameter name; empty before the first step, and where `keep` is not set. All processes of
-        a sharded model take part."""
+        """Returns a copy of AdamW's moments in the CPU's memory, by parameter name; empty before the first step, and
+        where `keep` is not set. All processes of a sharded model take part."""
         moments = {
             f"{moment}.{name}": self.adamw.state[master][moment]
             for name, master in self.masters.items()
             if self.adamw.state[master]
             for moment in MOMENTS
         }
-        return {name: moment.clone() for name, moment in gathered(moments, keep).items()}
+        whole = gathered(moments, keep)  # of a sharded model copies already
+        return {
+            name: moment.to("cpu", copy=True) if _same_memory(moment, local(moments[name])) else moment
+            for name, moment in whole.items()
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, master in self.masters.items():
@@ -132,6 +136,10 @@ def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
     else:
         master.grad.add_(copy.grad)
     copy.grad = None
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _rows(tensor: Tensor) -> Tensor:
