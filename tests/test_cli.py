@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hopd
+from hopd.horizon import Truncated
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICKSTART = RECIPES / "quickstart.yaml"
@@ -133,7 +134,7 @@ def test_the_resolved_recipe_of_a_run_loads_and_says_the_same(finished):
     recipe = hopd.Recipe.load(run / "recipe.yaml")
     assert recipe.yaml() == (run / "recipe.yaml").read_text()
     assert recipe.training.steps == 2
-    assert recipe.horizon == {"controller": "truncated", "tokens": 8}
+    assert recipe.horizon == Truncated(40, tokens=8)
 
 
 def test_the_ledger_counts_what_the_steps_generated(finished):

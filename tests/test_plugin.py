@@ -11,7 +11,7 @@ import yaml
 
 from hopd import plugin
 from hopd.errors import RecipeError
-from hopd.recipe import PluginSource, Recipe
+from hopd.recipe import Recipe, TaskPlugin
 from hopd.tasks import build_task
 
 SOKOBAN = """
@@ -124,7 +124,7 @@ def test_a_task_of_your_own_is_made_from_its_options(module: Callable[..., str])
 
 def test_a_recipe_with_a_task_of_your_own_comes_back_from_its_own_yaml(module: Callable[..., str]) -> None:
     written = recipe(source=f"{module()}:Sokoban", size=4, boxes=2)
-    assert isinstance(written.task, PluginSource)
+    assert isinstance(written.task, TaskPlugin)
     assert Recipe.parse(yaml.safe_load(written.yaml())) == written
     assert written.with_changes(seed=3).task == written.task
 

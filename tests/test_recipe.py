@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import yaml
 import hopd
 from hopd.errors import RecipeError
 from hopd.horizon import First, Full, Progressive, Truncated, Whole
-from hopd.objective.objective import Objective
-from hopd.recipe import FileSource, Recipe
+from hopd.objective import Full as FullVocabulary
+from hopd.objective import Sampled, TopK
+from hopd.recipe import FileSource, ModelSource, Recipe, RolloutSection, TrainingSection
+from hopd.training.files import RunDirectory
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 PAPER = [path for path in RECIPES if path.name.startswith("paper-")]
@@ -73,7 +77,7 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
     assert recipe.directory == Path("runs/small")
     assert recipe.controller() == Full(100)
     assert recipe.loss_window() == Whole()
-    assert recipe.objective == Objective()
+    assert recipe.objective == FullVocabulary()
     assert recipe.evaluation is None
 
 
@@ -97,6 +101,90 @@ def test_a_recipe_with_any_horizon_comes_back_from_its_own_yaml(horizon: dict[st
     recipe = Recipe.parse(minimal(horizon=horizon))
     assert reread(recipe) == recipe
     assert reread(recipe).controller() == recipe.controller()
+
+
+def test_a_recipe_loads_neither_torch_nor_transformers() -> None:
+    program = f"""
+import sys
+import hopd.recipe
+hopd.recipe.Recipe.load({str(next(p for p in RECIPES if p.stem == "quickstart"))!r}).controller()
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    imported = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert imported.strip() == "[]"
+
+
+def test_a_recipe_made_in_python_is_the_one_that_yaml_makes() -> None:
+    made = Recipe(
+        name="small",
+        student=ModelSource(model="s"),
+        teacher={"model": "t"},
+        task={"source": "file", "path": "rows.jsonl"},
+        rollout=RolloutSection(prompts=4, full_tokens=100),
+        horizon=Truncated(100, ratio=0.1),
+        window=First(7),
+        objective=TopK(k=4),
+        training=TrainingSection(steps=2, learning_rate=1e-4),
+    )
+    assert made == Recipe.parse(
+        minimal(
+            task={"source": "file", "path": "rows.jsonl"},
+            horizon={"controller": "truncated", "ratio": 0.1},
+            window={"kind": "first", "tokens": 7},
+            objective={"estimator": "top_k", "k": 4},
+        )
+    )
+    assert made.horizon == Truncated(100, ratio=0.1)
+    assert reread(made) == made
+
+
+def test_a_mistake_in_python_is_the_same_sentence() -> None:
+    with pytest.raises(RecipeError, match=r"^unknown key studnt \(did you mean 'student'\?\)$"):
+        Recipe(**minimal(studnt=1))
+    with pytest.raises(RecipeError, match=r"full length is 4096 tokens, and rollout\.full_tokens is 100"):
+        Recipe.parse(minimal(horizon=Truncated(4096, ratio=0.1)))
+
+
+def test_a_mistake_in_the_horizon_is_told_together_with_the_others() -> None:
+    with pytest.raises(
+        RecipeError, match=r"unknown key studnt .*; horizon 'full' has|horizon 'full' has .*; unknown key"
+    ):
+        Recipe.parse(minimal(**{"studnt": 1, "horizon.tokens": 3}))
+
+
+WRITTEN_BEFORE = {
+    "divergence": "reverse_kl",
+    "beta": 0.5,
+    "k": 16,
+    "tail": "paper",
+    "candidates": "student",
+    "gamma": 0.0,
+    "control_variate": False,
+    "importance_cap": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "objective"),
+    [
+        ({"estimator": "full", "divergence": "jsd"}, FullVocabulary("jsd")),
+        ({"estimator": "top_k", "k": 4}, TopK(4)),
+        ({"estimator": "sampled", "gamma": 1.0}, Sampled(1.0)),
+    ],
+)
+def test_a_recipe_that_an_older_run_wrote_out_is_the_same_one(
+    tmp_path: Path, written: dict[str, Any], objective: object
+) -> None:
+    old = minimal(output=str(tmp_path), objective=WRITTEN_BEFORE | written)
+    recipe = Recipe.parse(old)
+    assert recipe.objective == objective
+    assert recipe == Recipe.parse(minimal(output=str(tmp_path), objective=written))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "recipe.yaml").write_text(yaml.safe_dump(old))
+    assert RunDirectory(recipe.directory).latest_checkpoint(recipe, resume=True) is None
+    other = recipe.with_changes(objective={"estimator": "full", "beta": 0.9})
+    with pytest.raises(RecipeError, match=r"objective\.beta was .*, now 0\.9"):
+        RunDirectory(recipe.directory).latest_checkpoint(other, resume=True)
 
 
 def test_the_written_recipe_has_every_default() -> None:
@@ -223,9 +311,18 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
         ("horizon", {"controller": "ful"}, r"did you mean 'full'"),
         ("window", {"kind": "frist", "tokens": 3}, r"did you mean 'first'"),
         ("window", {"kind": "first", "tokens": 0}, "whole number of at least 1, got 0"),
-        ("objective", {"k": 0}, "k must be at least 1, got 0"),
-        ("objective", {"estimator": "top_k", "divergence": "forward_kl"}, "write estimator: full"),
-        ("objective", {"gamma": 0.5}, "gamma belongs to estimator: sampled"),
+        ("objective", {"estimator": "top_k", "k": 0}, "k must be at least 1, got 0"),
+        ("objective", {"estimator": "top_k", "divergence": "jsd"}, "not to 'top_k'; write estimator: full"),
+        (
+            "objective",
+            {"gamma": 0.5},
+            "unknown key objective.gamma: gamma belongs to estimator: sampled, not to 'full'",
+        ),
+        (
+            "objective",
+            {"estimator": "topk"},
+            r"objective\.estimator must be one of .*got 'topk' \(did you mean 'top_k'",
+        ),
         ("training.mini_batch", 3, r"mini_batch must divide rollout\.prompts = 4, got 3"),
     ],
 )
@@ -406,7 +503,7 @@ def test_a_paper_recipe_holds_table_3(path: Path) -> None:
     assert recipe.rollout.prompts == 64
     assert recipe.training.mini_batch == 64
     assert recipe.rollout.samples == 4
-    assert recipe.objective == Objective(estimator="top_k", k=16, tail="paper")
+    assert recipe.objective == TopK(k=16, tail="paper")
     assert recipe.objective.gamma == 0
     assert recipe.rollout.prompt_tokens == 1024
     assert recipe.rollout.full_tokens == 15360

@@ -8,7 +8,7 @@ from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import interval, mean, save
 from experiments.language.setting import OPD, SEEDS, final, quickstart, topd, train
 from hopd.evaluation.evaluator import evaluate_model
-from hopd.sources import ModelSource
+from hopd.recipe import ModelSource
 
 # All have about the same number of tokens.
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], int]] = {

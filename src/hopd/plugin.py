@@ -8,11 +8,30 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hopd.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A class of one's own that a recipe names, and the options that it is made from."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], tag: str) -> "Plugin | None":
+        """Reads what `build` would make, or gives None if that is no plug-in."""
+        options = {option: value for option, value in spec.items() if option != tag}
+        return cls(spec[tag], options) if is_plugin(spec.get(tag)) else None
+
+    def spec(self, tag: str) -> dict[str, Any]:
+        """Gives the mapping that stands in a recipe."""
+        return {tag: self.name, **self.options}
 
 
 def is_plugin(name: object) -> bool:
@@ -86,9 +105,10 @@ def build(
     return construct(classes[name], options, f"{section} '{name}'", **given)
 
 
-def must_be(name: object, known: Collection[str]) -> str:
+def must_be(name: object, known: Collection[str], own: bool = True) -> str:
     """Says which names there are: the end of a sentence that begins with the place of `name`."""
-    return f"must be one of {', '.join(known)}, or my.module:Name of your own; got {name!r}{nearest(str(name), known)}"
+    names = ", ".join(known) + (", or my.module:Name of your own" if own else "")
+    return f"must be one of {names}; got {name!r}{nearest(str(name), known)}"
 
 
 def load_class(name: str, what: str) -> Callable[..., Any]:

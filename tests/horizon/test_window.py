@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopd.errors import RecipeError
-from hopd.horizon import First, Last, Random, Segment, Whole, Window, covered
+from hopd.horizon import First, Last, Random, Segment, Whole, Window
 
 unhurried = settings(deadline=None)
 lengths = st.integers(0, 40_000)
@@ -84,14 +84,3 @@ def test_a_window_without_a_whole_number_of_tokens_is_an_error(kind: type, token
 def test_a_segment_outside_the_rollout_is_an_error_that_gives_the_range(start: float, end: float) -> None:
     with pytest.raises(RecipeError, match=r"0 <= start < end <= 1 \(fractions of the rollout\)"):
         Segment(start, end)
-
-
-def test_covered_is_the_share_of_generated_tokens_that_carry_loss() -> None:
-    lengths = [10, 30, 0]
-    assert covered([First(5).span(length) for length in lengths], lengths) == 10 / 40
-    assert covered([Whole().span(length) for length in lengths], lengths) == 1
-
-
-def test_nothing_generated_is_nothing_covered() -> None:
-    assert covered([], []) == 0
-    assert covered([(0, 0)], [0]) == 0

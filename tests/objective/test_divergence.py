@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopd.errors import RecipeError
-from hopd.objective import Objective, discounted_credit
+from hopd.objective import Full, Sampled, TopK, discounted_credit
 from hopd.objective.divergence import forward_kl, jsd, reverse_kl
 from hopd.objective.estimator import top_k
 
@@ -61,17 +61,15 @@ def test_credit_is_the_discounted_sum_of_what_follows(lengths, gamma, seed):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("estimator", "options", "sentence"),
     [
-        ({"estimator": "sampled", "divergence": "forward_kl"}, "write estimator: full"),
-        ({"estimator": "full", "gamma": 0.5}, "gamma belongs to estimator: sampled"),
-        ({"estimator": "full", "divergence": "jsd", "beta": 1.0}, "forward_kl and reverse_kl"),
-        ({"estimator": "top_k", "k": 0}, "at least 1"),
-        ({"estimator": "sampled", "gamma": 2.0}, "from 0 .* to 1"),
-        ({"estimator": "sampled", "importance_cap": -1.0}, "positive"),
-        ({"estimator": "top_k", "importance_cap": 2.0}, "belongs to estimator: sampled"),
+        (Full, {"divergence": "jsd", "beta": 1.0}, "forward_kl and reverse_kl"),
+        (TopK, {"k": 0}, "at least 1"),
+        (TopK, {"tail": "bucket", "candidates": "teacher"}, "write tail: paper or renormalised"),
+        (Sampled, {"gamma": 2.0}, "from 0 .* to 1"),
+        (Sampled, {"importance_cap": -1.0}, "positive"),
     ],
 )
-def test_combinations_that_mean_nothing_are_refused(options, sentence):
+def test_values_that_mean_nothing_are_refused(estimator, options, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        Objective(**options)
+        estimator(**options)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hopd.objective import Head, HiddenSignal, LossTokens, Objective
+from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
 from hopd.objective.head import chunked_loss
 
 N, D, V, ROWS = 11, 5, 13, 3
@@ -81,18 +81,18 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
 
 
 OBJECTIVES = [
-    Objective("sampled"),
-    Objective("sampled", gamma=1.0),
-    Objective("sampled", gamma=0.7),
-    Objective("sampled", control_variate=True),
-    Objective("sampled", gamma=0.5, control_variate=True, importance_cap=1.5),
-    Objective("top_k", k=4),
-    Objective("top_k", k=4, tail="renormalised"),
-    Objective("top_k", k=4, tail="bucket"),
-    Objective("full"),
-    Objective("full", divergence="forward_kl"),
-    Objective("full", divergence="jsd", beta=0.5),
-    Objective("full", divergence="jsd", beta=0.1),
+    Sampled(),
+    Sampled(gamma=1.0),
+    Sampled(gamma=0.7),
+    Sampled(control_variate=True),
+    Sampled(gamma=0.5, control_variate=True, importance_cap=1.5),
+    TopK(k=4),
+    TopK(k=4, tail="renormalised"),
+    TopK(k=4, tail="bucket"),
+    Full(),
+    Full(divergence="forward_kl"),
+    Full(divergence="jsd", beta=0.5),
+    Full(divergence="jsd", beta=0.1),
 ]
 
 
@@ -107,7 +107,7 @@ def test_value_and_gradient_equal_the_reference(objective, temperature, scale, s
 
     signal = HiddenSignal(signal.head, signal.hidden, temperature)
     # Chunks of two positions: sums over chunks must not show.
-    loss, _ = objective.loss(head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V)
+    loss, _ = distillation_loss(objective, head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V)
     gradients = torch.autograd.grad(loss, leaves)
 
     # Logits are float32 by design, so that is the precision to hold.
@@ -120,7 +120,7 @@ def test_value_and_gradient_equal_the_reference(objective, temperature, scale, s
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(objective):
     hidden, head, _, at = setup()
     signal = HiddenSignal(Head(head.weight.detach(), head.bias.detach()), hidden.detach())
-    loss, statistics = objective.loss(head, hidden, signal, at)
+    loss, statistics = distillation_loss(objective, head, hidden, signal, at)
     assert abs(float(loss)) < 1e-6
     assert float(statistics.log_ratio.abs().max()) < 1e-6
     for gradient in torch.autograd.grad(loss, [hidden, head.weight, head.bias]):
@@ -136,12 +136,12 @@ def test_the_sampled_estimators_mean_over_all_tokens_is_the_reverse_kl_gradient(
         probability = torch.softmax(hidden @ head.weight.T + head.bias, -1).flatten()
     spread = LossTokens(every, position, torch.zeros_like(position), torch.zeros(N * V).double(), probability)
     wide = HiddenSignal(signal.head, signal.hidden[position])
-    sampled = Objective("sampled", control_variate=control_variate)
-    loss, _ = sampled.loss(head, hidden[position], wide, spread)
+    sampled = Sampled(control_variate=control_variate)
+    loss, _ = distillation_loss(sampled, head, hidden[position], wide, spread)
     mean_gradients = torch.autograd.grad(loss, [hidden, head.weight, head.bias])
 
     at = LossTokens(at.tokens, at.row, at.position, at.behaviour, torch.ones(N, dtype=torch.float64))
-    exact, _ = Objective("full").loss(head, hidden, signal, at)
+    exact, _ = distillation_loss(Full(), head, hidden, signal, at)
     for mean, wanted in zip(mean_gradients, torch.autograd.grad(exact, [hidden, head.weight, head.bias]), strict=True):
         torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
 
@@ -162,8 +162,8 @@ def test_tokens_of_weight_zero_change_nothing():
     silent[4:] = 0
     part = LossTokens(*(t[:4] for t in (at.tokens, at.row, at.position, at.behaviour, at.weight)))
     whole = LossTokens(at.tokens, at.row, at.position, at.behaviour, silent)
-    a, _ = Objective().loss(head, hidden, signal, whole)
-    b, _ = Objective().loss(head, hidden[:4], HiddenSignal(signal.head, signal.hidden[:4]), part)
+    a, _ = distillation_loss(Full(), head, hidden, signal, whole)
+    b, _ = distillation_loss(Full(), head, hidden[:4], HiddenSignal(signal.head, signal.hidden[:4]), part)
     torch.testing.assert_close(a, b)
 
 
@@ -189,7 +189,7 @@ def test_the_blocks_of_a_chunk_do_not_show(objective, monkeypatch):
     for block, chunk in ((N, N), (2, 5)):
         hidden, head, signal, at = setup()
         monkeypatch.setattr("hopd.objective.head.BLOCK_BYTES", block * 4 * V)
-        loss, statistics = objective.loss(head, hidden, signal, at, chunk_bytes=chunk * 4 * V)
+        loss, statistics = distillation_loss(objective, head, hidden, signal, at, chunk_bytes=chunk * 4 * V)
         results.append((loss, *statistics, *torch.autograd.grad(loss, [hidden, head.weight, head.bias])))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -211,7 +211,7 @@ def test_a_teachers_logits_are_the_same_in_whatever_steps_they_are_asked_for():
 def test_a_second_backward_pass_is_refused():
     """The gradient was scaled in place by the first."""
     hidden, head, signal, at = setup()
-    loss, _ = Objective().loss(head, hidden, signal, at)
+    loss, _ = distillation_loss(Full(), head, hidden, signal, at)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()

@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopd.rollout import fold, uniform
-from hopd.rollout.sampling import Sampling, inverse_cdf
+from hopd.rollout.sampling import draw_tokens, inverse_cdf
+from hopd.sampling import Sampling
 
 counters = st.integers(0, 2**40)
 
@@ -75,14 +76,14 @@ def test_inverse_cdf_of_a_large_vocabulary_is_that_of_one_long_sum(size, seed, u
 
 def test_log_probs_of_a_large_vocabulary_are_those_of_log_softmax():
     logits = 5 * torch.randn(8, 2000, generator=torch.Generator().manual_seed(0))
-    tokens, log_probs = Sampling(0.7).draw(logits, torch.linspace(0, 0.999, 8))
+    tokens, log_probs = draw_tokens(Sampling(0.7), logits, torch.linspace(0, 0.999, 8))
     expected = (logits / 0.7).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     torch.testing.assert_close(log_probs, expected)
 
 
 def frequencies(sampling, logits, draws=40_000):
     u = uniform(0, torch.arange(draws), torch.zeros(draws, dtype=torch.long), torch.zeros(1, dtype=torch.long))[:, 0]
-    tokens, log_probs = sampling.draw(logits.expand(draws, -1), u)
+    tokens, log_probs = draw_tokens(sampling, logits.expand(draws, -1), u)
     return torch.bincount(tokens, minlength=logits.shape[-1]) / draws, tokens, log_probs
 
 

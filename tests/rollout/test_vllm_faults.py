@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from hopd import Distiller, Recipe
 from hopd.errors import EngineError, RecipeError, ServerUnavailable
 from hopd.model import load
+from hopd.recipe import VllmServers
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
 from hopd.rollout.vllm_server import VllmServerEngine
-from hopd.sources import VllmServers
 from hopd.training.delivery import Delivery
 from hopd.training.preflight import preflight
 from hopd.training.progress import Progress

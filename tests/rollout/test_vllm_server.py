@@ -13,10 +13,10 @@ from scipy.stats import chisquare
 
 from hopd.errors import EngineError, ServerUnavailable
 from hopd.model import load
-from hopd.objective import Objective
+from hopd.objective import TopK
+from hopd.recipe import ServerSource, VllmServers
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling, pack
 from hopd.rollout.vllm_server import VllmServerEngine
-from hopd.sources import ServerSource, VllmServers
 from hopd.tasks.addition import prompt, scratchpad
 from hopd.teacher import LocalTeacher, ServerTeacher
 from hopd.training.delivery import Delivery
@@ -186,7 +186,7 @@ def test_a_server_says_how_it_takes_weights(delivery, server):
 def test_a_teacher_behind_it_scores_as_the_local_one_does(delivery, student, prompts, server):
     delivery.sample(prompts, 8, Sampling(), 0)  # it has the student's weights now
     batches = pack(NativeEngine(student).sample(prompts, 30, Sampling(), 0), [(0, 6)] * 4, 10_000)
-    objective = Objective("top_k", k=4, candidates="teacher")
+    objective = TopK(k=4, candidates="teacher")
     served = ServerTeacher(ServerSource(server=server, model="tiny"), objective, student.head.vocabulary)
     for batch in batches:
         every = slice(0, len(batch.at.tokens))

@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from hopd import Distiller, Recipe
 from hopd.errors import RecipeError, TeacherUnavailable
 from hopd.model import load
-from hopd.objective import Objective
+from hopd.objective import Sampled, TopK
+from hopd.recipe import ServerSource
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
-from hopd.sources import ServerSource
 from hopd.teacher import LocalTeacher, ServerTeacher
 from hopd.training.preflight import preflight
 from hopd.training.progress import Progress
 
 STUDENT, TEACHER = (str(files("hopd") / "quickstart" / name) for name in ("student", "teacher"))
 KEY = "sk-never-to-be-seen-9431"
-TOP_K = Objective("top_k", k=4, candidates="teacher")
+TOP_K = TopK(k=4, candidates="teacher")
 BOUND = 1e-4  # nats: the same weights in float32, in batches of other shapes
 
 
@@ -115,7 +115,7 @@ def check(served, batch, local):
         torch.testing.assert_close(likely, local[2], atol=BOUND, rtol=0)
 
 
-@pytest.mark.parametrize("objective", [Objective("sampled"), TOP_K])
+@pytest.mark.parametrize("objective", [Sampled(), TOP_K])
 def test_a_servers_scores_are_the_local_teachers(server, batch, local, objective):
     check(teacher(server, objective=objective), batch, local)
 

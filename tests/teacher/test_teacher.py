@@ -5,7 +5,7 @@ import torch
 
 from hopd.errors import ModelError, RecipeError
 from hopd.model import load
-from hopd.objective import Detail, LossTokens, Objective, SampledSignal
+from hopd.objective import Detail, Full, LossTokens, Sampled, SampledSignal, distillation_loss
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.tasks import RepeatedAddition
@@ -98,12 +98,12 @@ def test_a_teacher_of_sampled_log_probs_trains_like_a_local_one_and_refuses_more
     sampled = SampledSignal(local.log_prob(every, batch.at.tokens))
     hidden = batch.states(student.hidden(batch.ids)).detach()
     assert isinstance(batch.at, LossTokens)
-    a, _ = Objective("sampled").loss(student.head, hidden, local, batch.at)
-    b, _ = Objective("sampled").loss(student.head, hidden, sampled, batch.at)
+    a, _ = distillation_loss(Sampled(), student.head, hidden, local, batch.at)
+    b, _ = distillation_loss(Sampled(), student.head, hidden, sampled, batch.at)
     torch.testing.assert_close(a, b)
-    assert Objective("sampled").needs == Detail.SAMPLED < Objective("full").needs
+    assert Sampled().needs == Detail.SAMPLED < Full().needs
     with pytest.raises(TypeError, match="estimator 'sampled'"):
-        Objective("full").loss(student.head, hidden, sampled, batch.at)
+        distillation_loss(Full(), student.head, hidden, sampled, batch.at)
 
 
 def test_vocabularies_are_compared_by_ids(student, teacher):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hopd.horizon import First, Segment, Whole
 from hopd.model import load
-from hopd.objective import Objective
+from hopd.objective import Full, Sampled, TopK
 from hopd.recipe import TrainingSection
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.tasks import RepeatedAddition
@@ -52,7 +52,7 @@ def learner(models, tmp_path, objective=None, window=None, tokens_per_batch=8192
         teacher=LocalTeacher(teacher),
         student_cost=PassCost.of(student),
         teacher_costs={None: PassCost.of(teacher)},
-        objective=objective or Objective(),
+        objective=objective or Full(),
         window=window or Whole(),
         optimizer=MasterOptimizer(student.model, TrainingSection(steps=1, learning_rate=1e-4), 1),
         ledger=Ledger(tmp_path / "ledger.json"),
@@ -72,7 +72,7 @@ def gradient(models, tmp_path, rollouts, **options):
     return flat, statistics
 
 
-OBJECTIVES = [Objective(), Objective("sampled"), Objective("sampled", gamma=0.9), Objective("top_k", k=4)]
+OBJECTIVES = [Full(), Sampled(), Sampled(gamma=0.9), TopK(k=4)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.estimator}-{o.gamma:g}")

@@ -17,9 +17,8 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
-from hopd.recipe import Recipe
+from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
-from hopd.sources import ModelSource
 from hopd.tasks import build_prompts
 from hopd.training.models import load_models
 

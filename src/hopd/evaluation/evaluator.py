@@ -12,9 +12,8 @@ from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.divergence import Divergence, measure_divergence
 from hopd.model import LanguageModel, is_adapters, load
-from hopd.recipe import EvaluationSection, Recipe
+from hopd.recipe import EvaluationSection, ModelSource, Recipe
 from hopd.rollout import Engine, NativeEngine, Prompt, Rollout, Sampling
-from hopd.sources import ModelSource
 from hopd.tasks import PromptSet, build_prompts
 
 

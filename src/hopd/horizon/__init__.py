@@ -6,10 +6,10 @@ Pure Python: no torch, nothing else of hopd's loop. A trainer of your own can us
     decision = controller.decide(step)        # Decision(tokens=512, reason="...")
 """
 
-from hopd.horizon.build import build, build_window
+from hopd.horizon.build import build, build_window, describe, describe_window
 from hopd.horizon.controller import Controller, Decision, Evidence
 from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
-from hopd.horizon.window import First, Last, Random, Segment, Whole, Window, covered
+from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
 __all__ = [
     "Controller",
@@ -27,5 +27,6 @@ __all__ = [
     "Window",
     "build",
     "build_window",
-    "covered",
+    "describe",
+    "describe_window",
 ]

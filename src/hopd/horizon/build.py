@@ -1,5 +1,6 @@
-"""Controllers and windows from the plain mapping that stands in a recipe, with errors for people."""
+"""Controllers and windows from the plain mapping that stands in a recipe, with errors for people, and back."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,29 @@ WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segm
 def build(spec: Mapping[str, Any], full_tokens: int) -> Controller:
     """`{"controller": "truncated", "ratio": 0.1}` → `Truncated(full_tokens, ratio=0.1)`.
 
-    Raises `RecipeError` for an unknown controller or option, and for values out of range.
+    `{"controller": "my.module:Plateau", …}` makes a class of your own from its options; it is given `full_tokens` if
+    its constructor has a parameter of that name. Raises `RecipeError` for an unknown controller or option, and for
+    values out of range.
     """
     needs = ("full_tokens", "decide", "observe", "state_dict", "load_state_dict")
     return plugin.build("horizon", "controller", CONTROLLERS, spec, needs, full_tokens=full_tokens)
 
 
 def build_window(spec: Mapping[str, Any]) -> Window:
-    """`{"kind": "first", "tokens": 100}` → `First(100)`. Raises `RecipeError` like `build`."""
+    """`{"kind": "first", "tokens": 100}` → `First(100)`, or a class of your own. Raises `RecipeError` like `build`."""
     return plugin.build("window", "kind", WINDOWS, spec, needs=("span",))
+
+
+def describe(controller: Full | Truncated | Progressive | Staged) -> dict[str, Any]:
+    """Gives the mapping from which `build` makes the controller, with every option and without `full_tokens`."""
+    return {key: value for key, value in _described("controller", CONTROLLERS, controller) if key != "full_tokens"}
+
+
+def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str, Any]:
+    """Gives the mapping from which `build_window` makes the window."""
+    return dict(_described("kind", WINDOWS, window))
+
+
+def _described(tag: str, classes: Mapping[str, Any], made: Any) -> list[tuple[str, Any]]:
+    name = next(name for name, kind in classes.items() if kind is type(made))
+    return [(tag, name), *((f.name, getattr(made, f.name)) for f in dataclasses.fields(made))]

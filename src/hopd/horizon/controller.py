@@ -1,7 +1,7 @@
 """The rollout horizon is a decision, made anew before every step. This file says what a decision is."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Evidence:
     counts: tuple[int, ...]
 
 
-@runtime_checkable
 class Controller(Protocol):
     """Decides the generation horizon. Deterministic; everything it remembers is in its `state_dict`."""
 

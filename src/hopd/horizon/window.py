@@ -4,16 +4,14 @@ A window never changes what is sampled, so it saves little; a shorter horizon sa
 are separate knobs because claims about one are often made with the other.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from hopd.errors import RecipeError
 
 Span = tuple[int, int]
 
 
-@runtime_checkable
 class Window(Protocol):
     def span(self, length: int, uniform: float) -> Span:
         """The loss tokens `start <= t < end` of a rollout of `length` tokens; at least one when there is one.
@@ -82,9 +80,3 @@ class Segment:
             return 0, 0
         start = min(int(self.start * length), length - 1)
         return start, max(start + 1, int(self.end * length))
-
-
-def covered(spans: Iterable[Span], lengths: Iterable[int]) -> float:
-    """The share of generated tokens that carry loss; 0 when nothing was generated."""
-    generated = sum(lengths)
-    return sum(end - start for start, end in spans) / generated if generated else 0.0

@@ -4,15 +4,12 @@ Every function gives one loss a position, whose gradient is the estimator's; cal
 r_t = log π_g(y_t) − log π_θ(y_t) is the log-ratio (Eq. 1).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopd.objective.divergence import reverse_kl
-
-Tail = Literal["paper", "renormalised", "bucket"]
+from hopd.objective.objective import Tail
 
 
 def sampled(

@@ -1,176 +1,192 @@
-"""The objective of a run: estimator × divergence × credit, as a sum over loss tokens.
+"""The objectives of a run as plain data: an estimator and its options. Importing this file does not import torch.
 
-Estimator  where the divergence's gradient comes from: the `sampled` token, a `top_k`, the `full` vocabulary
-Divergence which one, for `full`: reverse KL, forward KL, JSD(β). The other two estimate the reverse KL
-Credit     γ: 0 token-level (the default, and the paper's "OPD"), 1 sequence-level, between: discounted
+`Sampled`  the sampled token's gradient, with credit γ: 0 token-level, 1 sequence-level, between: discounted
+`TopK`     the reverse KL on k likely tokens
+`Full`     a divergence over the whole vocabulary: reverse KL, forward KL, JSD(β)
 
-The student's policy, and the teacher's, are their softmax at the rollout's temperature, on both sides.
+All of them, and an estimator of your own, have what `Objective` lists. `hopd.objective.loss` adds up their losses.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, ClassVar, Literal, Protocol
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from hopd import plugin
 from hopd.errors import RecipeError
-from hopd.objective import divergence, estimator
-from hopd.objective.credit import discounted_credit
-from hopd.objective.estimator import Tail
-from hopd.objective.head import CHUNK_BYTES, Head, chunked_loss
-from hopd.objective.signal import Detail, Signal, log_prob_of, tempered
+
+Tail = Literal["paper", "renormalised", "bucket"]
+
+
+class Detail(IntEnum):
+    """How much of the teacher's distribution: log-probs of the sampled tokens, of its own most likely ones besides, or
+    of every token."""
+
+    SAMPLED = 1
+    TOP_K = 2
+    VOCABULARY = 3
+
+
+class Objective(Protocol):
+    """What an estimator is. One of your own has `needs` and `per_token`; γ is 0 for it."""
+
+    @property
+    def estimator(self) -> str: ...
+
+    @property
+    def needs(self) -> Detail:
+        """What the teacher must give."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """How much a token is credited with the later signals of its rollout (Eq. 5); 0: not at all."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """How many of a distribution's most likely tokens are looked at; 0: another number, or none."""
+        ...
+
+    # Positions and Tensor are those of `hopd.objective.positions`, which imports torch.
+    def per_token(self, at: Any) -> Any:
+        """Gives one loss a position, [n], from `at: Positions`. Its gradient is the estimator's. It is not averaged."""
+        ...
 
 
 @dataclass(frozen=True)
-class LossTokens:
-    """The N response tokens that an optimiser step looks at in one micro-batch, in one flat list.
+class Sampled:
+    """Eq. 6 (γ = 0) to Eq. 4 (γ = 1): −A_t log π_θ(y_t) with A_t = Σ_{k≥t} γ^{k−t} r_k, detached.
 
-    `row` and `position` say where a token stands (rollout of the micro-batch, place in the response from 0),
-    `behaviour` is the log-prob under the policy that sampled it, `weight` its share in the loss (0: none).
+    `control_variate` adds KL_t to A_t: the same mean gradient, less variance. `importance_cap` weighs with
+    min(π_θ/μ, cap), for several optimiser steps on one set of rollouts. Raises `RecipeError` for values out of range.
     """
 
-    tokens: Int[Tensor, " N"]
-    row: Int[Tensor, " N"]
-    position: Int[Tensor, " N"]
-    behaviour: Float[Tensor, " N"]
-    weight: Float[Tensor, " N"]
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for the recipe, which reads these classes as sections
 
-
-class Statistics(NamedTuple):
-    """Per token, without gradient: the unweighted loss, r_t, and log π_θ(y_t) of the policy that was updated."""
-
-    loss: Float[Tensor, " N"]
-    log_ratio: Float[Tensor, " N"]
-    log_prob: Float[Tensor, " N"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Raises `RecipeError` for combinations that mean nothing."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for the recipe, which reads this class as one of its sections
-
-    estimator: Literal["sampled", "top_k", "full"] = "full"
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    beta: float = 0.5
-    k: int = 16
-    tail: Tail = "paper"
-    candidates: Literal["student", "teacher"] = "student"
+    estimator: Literal["sampled"] = field(default="sampled", kw_only=True)
     gamma: float = 0.0
     control_variate: bool = False
     importance_cap: float | None = None
+    k: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.divergence != "reverse_kl" and self.estimator != "full":
-            raise RecipeError(
-                f"objective: {self.estimator!r} estimates the reverse KL; for {self.divergence} write estimator: full"
-            )
-        if not 0 < self.beta < 1:
-            raise RecipeError(
-                f"objective: beta must lie between 0 and 1, got {self.beta:g}; the ends are divergence: forward_kl and "
-                "reverse_kl"
-            )
-        if self.k < 1:
-            raise RecipeError(f"objective: k must be at least 1, got {self.k}")
-        if self.candidates == "teacher" and self.estimator != "top_k":
-            raise RecipeError(f"objective: candidates belongs to estimator: top_k, not to {self.estimator!r}")
-        if self.candidates == "teacher" and self.tail == "bucket":
-            raise RecipeError(
-                "objective: tail: bucket needs the whole vocabulary of the teacher; with candidates: teacher write "
-                "tail: paper or renormalised"
-            )
         if not 0 <= self.gamma <= 1:
             raise RecipeError(
                 f"objective: gamma must be from 0 (token-level) to 1 (sequence-level), got {self.gamma:g}"
             )
-        for option, value in [
-            ("gamma", self.gamma),
-            ("control_variate", self.control_variate),
-            ("importance_cap", self.importance_cap),
-        ]:
-            if value and self.estimator != "sampled":
-                raise RecipeError(f"objective: {option} belongs to estimator: sampled, not to {self.estimator!r}")
         if self.importance_cap is not None and self.importance_cap <= 0:
             raise RecipeError(f"objective: importance_cap must be positive, got {self.importance_cap:g}")
 
     @property
     def needs(self) -> Detail:
-        """What the teacher must give."""
-        if self.estimator == "sampled" and not self.control_variate:
-            return Detail.SAMPLED
+        return Detail.VOCABULARY if self.control_variate else Detail.SAMPLED
+
+    def per_token(self, at: Any) -> Any:
+        from hopd.objective import divergence, estimator
+
+        log_prob, advantage = at.log_prob, at.credit
+        if self.control_variate:  # b_t = E[r_t] = −KL(π_θ ‖ π_g) leaves the expected gradient as it is
+            advantage = advantage + divergence.reverse_kl(at.student.detach(), at.teacher)
+        cap = self.importance_cap
+        importance = None if cap is None else estimator.importance_ratio(log_prob, at.behaviour, cap)
+        return estimator.sampled(log_prob, advantage, importance)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The reverse KL on the `k` tokens that the student, or the teacher, finds most likely (Table 3: the student, 16).
+
+    `tail` says what becomes of the other tokens: see `hopd.objective.estimator.top_k`. Raises `RecipeError`.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    estimator: Literal["top_k"] = field(default="top_k", kw_only=True)
+    k: int = 16
+    tail: Tail = "paper"
+    candidates: Literal["student", "teacher"] = "student"
+    gamma: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise RecipeError(f"objective: k must be at least 1, got {self.k}")
+        if self.candidates == "teacher" and self.tail == "bucket":
+            raise RecipeError(
+                "objective: tail: bucket needs the whole vocabulary of the teacher; with candidates: teacher write "
+                "tail: paper or renormalised"
+            )
+
+    @property
+    def needs(self) -> Detail:
         return Detail.TOP_K if self.candidates == "teacher" else Detail.VOCABULARY
 
-    def loss(
-        self,
-        head: Head,
-        hidden: Float[Tensor, "N D"],
-        signal: Signal,
-        at: LossTokens,
-        temperature: float = 1.0,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> tuple[Float[Tensor, ""], Statistics]:
-        """Σ_t weight_t · loss_t: a sum, for the caller to divide once by the loss tokens of the whole step.
+    def per_token(self, at: Any) -> Any:
+        from hopd.objective import estimator
 
-        `hidden` are the states from which the student's `head` predicts each token of `at`.
-        """
-        credit = self._credit(head, hidden, signal, at, temperature, chunk_bytes) if self.gamma else None
+        if self.candidates == "teacher":
+            ids, likely = at.teacher_top_k(self.k)
+            return estimator.among(at.student.gather(-1, ids), likely, self.tail)
+        return estimator.top_k(at.student, at.teacher, self.k, self.tail)
 
-        def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-            logits = tempered(logits, temperature)
-            tokens = at.tokens[rows]
-            if self.estimator == "sampled":
-                log_prob = log_prob_of(logits, tokens)
-                log_ratio = (signal.log_prob(rows, tokens) - log_prob).detach()
-                loss = estimator.sampled(
-                    log_prob,
-                    advantage=(log_ratio if credit is None else credit[rows]) - self._baseline(logits, signal, rows),
-                    importance=None
-                    if self.importance_cap is None
-                    else estimator.importance_ratio(log_prob, at.behaviour[rows], self.importance_cap),
-                )
-            elif self.candidates == "teacher":
-                student = logits.log_softmax(-1)
-                log_prob = student.gather(-1, tokens[:, None])[:, 0]
-                log_ratio = signal.log_prob(rows, tokens) - log_prob
-                candidates, likely = signal.top_k(rows, self.k)
-                loss = estimator.among(student.gather(-1, candidates), likely, self.tail)
-            else:
-                student, teacher = logits.log_softmax(-1), signal.log_probs(rows)
-                log_prob = student.gather(-1, tokens[:, None])[:, 0]
-                log_ratio = teacher.gather(-1, tokens[:, None])[:, 0] - log_prob
-                loss = self._divergence(student, teacher)
-            statistics = torch.stack([loss, log_ratio, log_prob], dim=-1)
-            return at.weight[rows] * loss, statistics
 
-        total, statistics = chunked_loss(head, hidden, terms, chunk_bytes)
-        return total, Statistics(*statistics.unbind(-1))
+@dataclass(frozen=True)
+class Full:
+    """A divergence over the whole vocabulary. `beta` is that of `jsd`. Raises `RecipeError`."""
 
-    def _divergence(self, student: Float[Tensor, "n V"], teacher: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
-        if self.estimator == "top_k":
-            return estimator.top_k(student, teacher, self.k, self.tail)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    estimator: Literal["full"] = field(default="full", kw_only=True)
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    beta: float = 0.5
+    gamma: ClassVar[float] = 0.0
+    k: ClassVar[int] = 0
+    needs: ClassVar[Detail] = Detail.VOCABULARY
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < 1:
+            raise RecipeError(
+                f"objective: beta must lie between 0 and 1, got {self.beta:g}; the ends are divergence: forward_kl and "
+                "reverse_kl"
+            )
+
+    def per_token(self, at: Any) -> Any:
+        from hopd.objective.divergence import forward_kl, jsd, reverse_kl
+
         if self.divergence == "jsd":
-            return divergence.jsd(student, teacher, self.beta)
-        return {"reverse_kl": divergence.reverse_kl, "forward_kl": divergence.forward_kl}[self.divergence](
-            student, teacher
-        )
+            return jsd(at.student, at.teacher, self.beta)
+        return (reverse_kl if self.divergence == "reverse_kl" else forward_kl)(at.student, at.teacher)
 
-    def _baseline(self, logits: Float[Tensor, "n V"], signal: Signal, rows: slice) -> Float[Tensor, " n"] | float:
-        """b_t = E[r_t] = −KL(π_θ ‖ π_g): a control variate that leaves the expected gradient as it is."""
-        if not self.control_variate:
-            return 0.0
-        return -divergence.reverse_kl(logits.detach().log_softmax(-1), signal.log_probs(rows))
 
-    @torch.no_grad()
-    def _credit(
-        self, head: Head, hidden: Tensor, signal: Signal, at: LossTokens, temperature: float, chunk_bytes: int
-    ) -> Float[Tensor, " N"]:
-        """Future signals first, in a pass over the head without gradient; `at` must hold the whole response."""
+@dataclass(frozen=True)
+class Own:
+    """An estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`, made from `options`.
 
-        def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-            log_prob = log_prob_of(tempered(logits, temperature), at.tokens[rows])
-            log_ratio = signal.log_prob(rows, at.tokens[rows]) - log_prob
-            return log_ratio, log_ratio[:, None]
+    Raises `RecipeError` where it cannot be loaded or made, and where its losses are not one a position.
+    """
 
-        _, log_ratio = chunked_loss(head, hidden, terms, chunk_bytes)
-        return discounted_credit(log_ratio[:, 0], at.row, at.position, self.gamma)
+    estimator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    made: Any = field(init=False, repr=False, compare=False)
+    gamma: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        spec = {"estimator": self.estimator, **self.options}
+        object.__setattr__(self, "made", plugin.build("objective", "estimator", {}, spec, ("needs", "per_token")))
+
+    @property
+    def needs(self) -> Detail:
+        return Detail(self.made.needs)
+
+    @property
+    def k(self) -> int:
+        return int(getattr(self.made, "k", 0))
+
+    def per_token(self, at: Any) -> Any:
+        loss = self.made.per_token(at)
+        if loss.shape != at.tokens.shape:
+            raise RecipeError(
+                f"objective '{self.estimator}': per_token gives a loss of the shape {tuple(loss.shape)}; it must be "
+                f"one number a position, {tuple(at.tokens.shape)}, not averaged"
+            )
+        return loss

@@ -4,8 +4,7 @@ An objective declares what it `needs`, a teacher what it `gives`; preflight refu
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -14,16 +13,6 @@ from torch import Tensor
 from hopd.objective.head import CHUNK_BYTES, Head, positions_in
 
 
-class Detail(IntEnum):
-    """How much of the teacher's distribution: log-probs of the sampled tokens, of its own most likely ones besides, or
-    of every token."""
-
-    SAMPLED = 1
-    TOP_K = 2
-    VOCABULARY = 3
-
-
-@runtime_checkable
 class Signal(Protocol):
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log π_g(y_t) at the positions `rows`."""

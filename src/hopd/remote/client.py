@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from hopd.errors import RecipeError, ServerUnavailable
+from hopd.recipe import Servers
 from hopd.remote.fault import Fault, FaultKind, Losses
-from hopd.sources import Servers
 
 LONGEST_WAIT = 30.0  # seconds between two attempts, unless the server asks for more
 

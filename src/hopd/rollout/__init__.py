@@ -5,7 +5,7 @@ from hopd.rollout.engine import Engine
 from hopd.rollout.native import NativeEngine
 from hopd.rollout.random import fold, uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
-from hopd.rollout.sampling import Sampling
+from hopd.sampling import Sampling
 
 __all__ = [
     "Batch",

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopd.horizon.window import Span
-from hopd.objective.objective import LossTokens
+from hopd.objective.positions import LossTokens
 from hopd.rollout.rollout import Rollout
 
 

@@ -3,12 +3,11 @@
 import torch
 
 from hopd.model import LanguageModel
-from hopd.recipe import Recipe
+from hopd.recipe import Recipe, VllmDecoding, VllmServers
 from hopd.rollout.engine import CopyEngine
 from hopd.rollout.native import NativeEngine
 from hopd.rollout.vllm import VllmEngine
 from hopd.rollout.vllm_server import VllmServerEngine
-from hopd.sources import VllmDecoding, VllmServers
 
 SHORTEST = 128  # tokens that an engine of its own has room for, for probes
 

@@ -1,17 +1,16 @@
 """What makes rollouts. The training loop and the evaluation know engines by these protocols only."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from hopd.remote import Losses
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.sampling import Sampling
+from hopd.sampling import Sampling
 
 
-@runtime_checkable
 class Engine(Protocol):
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1

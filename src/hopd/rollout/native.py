@@ -22,7 +22,8 @@ from hopd.rollout.decoding import decoding
 from hopd.rollout.mask import DecodingMask
 from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
-from hopd.rollout.sampling import Sampling
+from hopd.rollout.sampling import draw_tokens
+from hopd.sampling import Sampling
 
 PREFILLED = 2048  # prompt tokens in one forward pass
 DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
@@ -122,7 +123,7 @@ class NativeEngine:
             if t % DRAWN_AHEAD == 0:
                 ahead = torch.arange(t, t + DRAWN_AHEAD)
                 draws = uniform(seed, rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
-            tokens, log_probs = sampling.draw(head.shape(project(hidden)), draws[:, t % DRAWN_AHEAD])
+            tokens, log_probs = draw_tokens(sampling, head.shape(project(hidden)), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running
             stop = (tokens[:, None] == stop_ids).any(-1) & running

@@ -1,58 +1,43 @@
 """From logits and one uniform a row to one token a row. It knows nothing of models, prompts or caches."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.errors import RecipeError
+from hopd.sampling import Sampling
 
 BLOCK = 256  # tokens of the vocabulary that are summed before they are looked at
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing."""
+def draw_tokens(
+    sampling: Sampling, logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+    """Draws a token for each row, and gives their log-probs under softmax(logits / temperature)."""
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, _picked(logits.log_softmax(-1), tokens)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        log_probs = scaled.log_softmax(-1)
+        tokens = _draw_among_likeliest(sampling, log_probs, uniform)
+        return tokens, _picked(log_probs, tokens)
+    # One exponential a logit, and no sort: the weights that the draw needs give the normaliser too.
+    highest = scaled.amax(-1, keepdim=True)
+    weights = (scaled - highest).exp_()
+    tokens = inverse_cdf(weights, uniform)
+    return tokens, _picked(scaled, tokens) - highest[:, 0] - weights.sum(-1).log()
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise RecipeError(f"temperature must be at least 0 (0: greedy), got {self.temperature:g}")
-        if not 0 < self.top_p <= 1:
-            raise RecipeError(f"top_p must be in (0, 1], got {self.top_p:g}")
-        if self.top_k < 0:
-            raise RecipeError(f"top_k must be at least 0 (0: all tokens), got {self.top_k}")
-
-    def draw(
-        self, logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]
-    ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-        """Tokens, and their log-probs under softmax(logits / temperature)."""
-        if self.temperature == 0:
-            tokens = logits.argmax(-1)
-            return tokens, _picked(logits.log_softmax(-1), tokens)
-        scaled = logits if self.temperature == 1 else logits / self.temperature
-        if self.top_k or self.top_p < 1:
-            log_probs = scaled.log_softmax(-1)
-            tokens = self._draw_among_likeliest(log_probs, uniform)
-            return tokens, _picked(log_probs, tokens)
-        # One exponential a logit, and no sort: the weights that the draw needs give the normaliser too.
-        highest = scaled.amax(-1, keepdim=True)
-        weights = (scaled - highest).exp_()
-        tokens = inverse_cdf(weights, uniform)
-        return tokens, _picked(scaled, tokens) - highest[:, 0] - weights.sum(-1).log()
-
-    def _draw_among_likeliest(self, log_probs: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-        """Top-k first, then the fewest of the rest whose mass, renormalised, reaches top-p; never none."""
-        size = log_probs.shape[-1]
-        likeliest, ids = log_probs.topk(min(self.top_k or size, size), dim=-1)
-        probs = likeliest.softmax(-1)
-        before = probs.cumsum(-1) - probs
-        kept = probs.masked_fill(before >= self.top_p, 0.0)
-        return _picked(ids, inverse_cdf(kept, uniform))
+def _draw_among_likeliest(
+    sampling: Sampling, log_probs: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]
+) -> Int[Tensor, " R"]:
+    """Top-k first, then the fewest of the rest whose mass, renormalised, reaches top-p; never none."""
+    size = log_probs.shape[-1]
+    likeliest, ids = log_probs.topk(min(sampling.top_k or size, size), dim=-1)
+    probs = likeliest.softmax(-1)
+    before = probs.cumsum(-1) - probs
+    kept = probs.masked_fill(before >= sampling.top_p, 0.0)
+    return _picked(ids, inverse_cdf(kept, uniform))
 
 
 def inverse_cdf(weights: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:

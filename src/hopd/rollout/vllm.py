@@ -17,12 +17,12 @@ from torch import Tensor
 
 from hopd.errors import EngineError, ModelError, RecipeError
 from hopd.model import LanguageModel
+from hopd.recipe import VllmDecoding
 from hopd.remote import Fault, Losses
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.sampling import Sampling
 from hopd.rollout.transfer import InProcess, Versions, trainer, write_weights
 from hopd.rollout.vllm_request import probe_params, requests
-from hopd.sources import VllmDecoding
+from hopd.sampling import Sampling
 
 SLEEP = 2  # vLLM's level that keeps no weights: the next ones come before anything is sampled
 

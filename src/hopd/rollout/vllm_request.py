@@ -12,7 +12,7 @@ from hopd.model import LanguageModel
 from hopd.remote import Fault, FaultKind
 from hopd.rollout.random import fold
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
-from hopd.rollout.sampling import Sampling
+from hopd.sampling import Sampling
 
 
 @dataclass(frozen=True)

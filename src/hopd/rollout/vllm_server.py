@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hopd.errors import RecipeError, ServerUnavailable
 from hopd.model import LanguageModel
+from hopd.recipe import VllmServers
 from hopd.remote import Client, Fault, FaultKind, Losses
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.sampling import Sampling
 from hopd.rollout.transfer import Transfer, Versions, trainer, write_weights
 from hopd.rollout.vllm_request import probe_params, requests
-from hopd.sources import VllmServers
+from hopd.sampling import Sampling
 
 GENERATE = "/inference/v1/generate"
 HOW = "serve with VLLM_SERVER_DEV_MODE=1 in the environment and --enable-scale-out"

@@ -4,8 +4,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from hopd import plugin
-from hopd.recipe import AdditionSource, FileSource, GymSource, PluginSource, TaskSource
+from hopd.recipe import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
 from hopd.tasks.gym import ReasoningGym
@@ -22,11 +21,8 @@ def build_task(source: TaskSource) -> Task:
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():
             return PromptFile(**source.model_dump(exclude={"source", "chat"}))
-        case PluginSource():
-            what = f"task '{source.source}'"
-            task = plugin.construct(plugin.load_class(source.source, "task.source"), source.options, what)
-            plugin.check_attributes(task, ("problems", "score"), what)
-            return task
+        case TaskPlugin():
+            return source.make()
 
 
 def build_prompts(

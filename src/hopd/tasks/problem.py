@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,6 @@ class Problem:
     teacher: str | None = None
 
 
-@runtime_checkable
 class Task(Protocol):
     """Where prompts come from and how an answer is checked."""
 

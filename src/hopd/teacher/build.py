@@ -1,4 +1,4 @@
-"""The teacher of a recipe: local, the student's base, behind a server, or several."""
+"""The teacher of a recipe: local, the student's base, behind a server, of your own, or several."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopd.model import LanguageModel
-from hopd.recipe import Recipe
-from hopd.sources import AdaptersOff, ServerSource
+from hopd.recipe import AdaptersOff, Recipe, ServerSource, TeacherPlugin
 from hopd.teacher.local import BaseTeacher, LocalTeacher
 from hopd.teacher.server import ServerTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
@@ -31,6 +30,8 @@ def build_teacher(
             teachers[name] = served
         elif isinstance(source, AdaptersOff):
             teachers[name] = BaseTeacher(student, temperature)
+        elif isinstance(source, TeacherPlugin):
+            teachers[name] = source.make(student=student, temperature=temperature)
     named = {name: teacher for name, teacher in teachers.items() if name is not None}
     return RoutedTeacher(named) if named else teachers[None]
 

@@ -5,7 +5,7 @@ import torch
 from hopd.layers import fast_layers
 from hopd.lora import without_adapters
 from hopd.model import LanguageModel
-from hopd.objective.signal import Detail, HiddenSignal
+from hopd.objective import Detail, HiddenSignal
 from hopd.rollout.batch import Batch
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hopd.errors import TeacherUnavailable
 from hopd.objective import Detail, Objective, SampledSignal, TopKSignal
+from hopd.recipe import ServerSource
 from hopd.remote import Client, Fault, FaultKind
 from hopd.rollout.batch import Batch
 from hopd.rollout.rollout import Rollout
-from hopd.sources import ServerSource
 from hopd.teacher.answer import Scores, read_answer
 
 PROBE = 32  # tokens, evenly spread over the vocabulary

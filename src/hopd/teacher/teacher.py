@@ -1,14 +1,13 @@
 """What scores the student's rollouts. The training loop knows teachers by this protocol only."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from hopd.errors import RecipeError, nearest
-from hopd.objective.signal import Detail, Signal
+from hopd.objective import Detail, Signal
 from hopd.rollout.batch import Batch
 
 
-@runtime_checkable
 class Teacher(Protocol):
     @property
     def gives(self) -> Detail:

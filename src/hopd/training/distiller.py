@@ -20,10 +20,9 @@ from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.errors import CheckpointError, EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller, Decision
-from hopd.recipe import Recipe
+from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine, Rollout, fold
 from hopd.rollout.build import build_engine
-from hopd.sources import AdaptersOff
 from hopd.tasks import build_prompts
 from hopd.teacher import Teacher
 from hopd.teacher.build import build_teacher

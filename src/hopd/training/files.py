@@ -76,7 +76,8 @@ class RunDirectory:
 
     def _check_same(self, recipe: Recipe) -> None:
         path = self.path / "recipe.yaml"
-        before, now = _flat(yaml.safe_load(path.read_text())), _flat(yaml.safe_load(recipe.yaml()))
+        written = Recipe.parse(yaml.safe_load(path.read_text()), where=str(path))  # perhaps by an older hopd
+        before, now = (_flat(yaml.safe_load(each.yaml())) for each in (written, recipe))
         changed = [
             key
             for key in before | now

@@ -11,8 +11,7 @@ from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
 from hopd.layers import fast_layers
 from hopd.model import LanguageModel
-from hopd.objective import Objective
-from hopd.objective.objective import Statistics
+from hopd.objective import Objective, Statistics, distillation_loss
 from hopd.rollout import Batch, Rollout, fold, pack, uniform
 from hopd.teacher import BaseTeacher, Teacher
 from hopd.teacher.build import served_by
@@ -98,7 +97,7 @@ class Learner:
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
-            return self.objective.loss(self.student.head, hidden, signal, batch.at, self.temperature)
+            return distillation_loss(self.objective, self.student.head, hidden, signal, batch.at, self.temperature)
 
     def _pass_for_others(self) -> None:
         """Adds nothing to any gradient: processes that share a model put its layers together equally often."""

@@ -7,9 +7,9 @@ import torch
 
 from hopd.model import LanguageModel
 from hopd.objective.head import CHUNK_BYTES
+from hopd.recipe import VllmDecoding, VllmServers
 from hopd.rollout.cache import BLOCK
 from hopd.rollout.decoding import decodes_packed
-from hopd.sources import VllmDecoding, VllmServers
 from hopd.training.distiller import Distiller
 
 GIB = 2**30

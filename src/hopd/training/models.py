@@ -8,9 +8,8 @@ import torch
 from hopd.errors import ModelError, RecipeError
 from hopd.lora import NAME, add_adapters, has_adapters, merge
 from hopd.model import LanguageModel, load
-from hopd.recipe import Recipe
+from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
 from hopd.rollout import fold
-from hopd.sources import LoraSection, ModelSource, TeacherSource
 
 ADAPTERS = 4  # counter of the new adapters' weights, beside those of the rollouts
 

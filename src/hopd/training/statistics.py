@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopd.horizon import Evidence
-from hopd.objective.objective import LossTokens, Statistics
+from hopd.objective.positions import LossTokens, Statistics
 from hopd.rollout.rollout import FinishReason, Rollout
 
 SUMS = ("rollouts", "generated", *FinishReason, "tokens", "loss", "reverse_kl", "mismatch")

@@ -1,0 +1,56 @@
+"""The loss of a micro-batch: any objective's losses per token, weighted and added up, never averaged."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hopd.objective.credit import discounted_credit
+from hopd.objective.head import CHUNK_BYTES, Head, chunked_loss
+from hopd.objective.objective import Objective
+from hopd.objective.positions import LossTokens, Positions, Statistics
+from hopd.objective.signal import Signal, tempered
+
+
+def distillation_loss(
+    objective: Objective,
+    head: Head,
+    hidden: Float[Tensor, "N D"],
+    signal: Signal,
+    at: LossTokens,
+    temperature: float = 1.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Float[Tensor, ""], Statistics]:
+    """Returns Σ_t weight_t · loss_t: a sum, for the caller to divide once by the loss tokens of the whole step.
+
+    `hidden` are the states from which the student's `head` predicts each token of `at`.
+    """
+    later = _credit(objective.gamma, head, hidden, signal, at, temperature, chunk_bytes) if objective.gamma else None
+
+    def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
+        here = Positions(tempered(logits, temperature), signal, at, rows, later)
+        loss = objective.per_token(here)
+        return at.weight[rows] * loss, torch.stack([loss, here.log_ratio, here.log_prob], dim=-1)
+
+    total, statistics = chunked_loss(head, hidden, terms, chunk_bytes)
+    return total, Statistics(*statistics.unbind(-1))
+
+
+@torch.no_grad()
+def _credit(
+    gamma: float,
+    head: Head,
+    hidden: Float[Tensor, "N D"],
+    signal: Signal,
+    at: LossTokens,
+    temperature: float,
+    chunk_bytes: int,
+) -> Float[Tensor, " N"]:
+    """Computes future signals first, in a pass over the head without gradient; `at` must hold the whole response."""
+
+    def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
+        here = Positions(tempered(logits, temperature), signal, at, rows)
+        log_ratio = here.teacher_log_prob - here.log_prob
+        return log_ratio, log_ratio[:, None]
+
+    _, log_ratio = chunked_loss(head, hidden, terms, chunk_bytes)
+    return discounted_credit(log_ratio[:, 0], at.row, at.position, gamma)

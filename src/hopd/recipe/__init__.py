@@ -1,0 +1,35 @@
+"""The typed configuration of a run, as plain data. It knows YAML; it loads no torch and no models."""
+
+from hopd.recipe.decoding import Decoding, NativeDecoding, VllmDecoding, VllmServers
+from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, ServerSource, TeacherPlugin, TeacherSource
+from hopd.recipe.recipe import Recipe
+from hopd.recipe.section import PluginSection, Section
+from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
+from hopd.recipe.servers import Servers
+from hopd.recipe.tasks import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource
+
+__all__ = [
+    "AdaptersOff",
+    "AdditionSource",
+    "CheckpointSection",
+    "Decoding",
+    "EvaluationSection",
+    "FileSource",
+    "GymSource",
+    "LoraSection",
+    "ModelSource",
+    "NativeDecoding",
+    "PluginSection",
+    "Recipe",
+    "RolloutSection",
+    "Section",
+    "ServerSource",
+    "Servers",
+    "TaskPlugin",
+    "TaskSource",
+    "TeacherPlugin",
+    "TeacherSource",
+    "TrainingSection",
+    "VllmDecoding",
+    "VllmServers",
+]

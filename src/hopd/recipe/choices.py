@@ -1,0 +1,109 @@
+"""What a run does, as a recipe names it: the horizon, the loss window and the objective, built-in or of your own."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, Tag, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from hopd import horizon as horizons
+from hopd import objective as objectives
+from hopd.errors import RecipeError
+from hopd.plugin import Plugin
+from hopd.recipe.section import kind_named_by
+from hopd.recipe.sentences import as_pydantic
+
+
+def _read_horizon(value: Any, info: ValidationInfo) -> Any:
+    rollout = info.data.get("rollout")
+    if rollout is None:  # an error of its own, without which the full length is not known
+        return value
+    if not isinstance(value, horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged):
+        return _read(value, "controller", lambda spec: horizons.build(spec, full_tokens=rollout.full_tokens))
+    if value.full_tokens != rollout.full_tokens:
+        raise as_pydantic(
+            RecipeError(
+                f"the horizon's full length is {value.full_tokens} tokens, and rollout.full_tokens is "
+                f"{rollout.full_tokens}; they are the same thing, so write the same number"
+            )
+        )
+    return value
+
+
+def _read_window(value: Any) -> Any:
+    if isinstance(value, horizons.Whole | horizons.First | horizons.Last | horizons.Random | horizons.Segment):
+        return value
+    return _read(value, "kind", horizons.build_window)
+
+
+def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Makes what the mapping describes. A plug-in is made too, to see its errors, but kept as its name and options: it
+    may have a state, and every run begins with a new one."""
+    if isinstance(value, Plugin):
+        value = value.spec(tag)
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("dict_type", f"Input should be a valid dictionary, with {tag}")
+    try:
+        made = build(value)
+    except RecipeError as error:
+        raise as_pydantic(error) from error
+    return Plugin.of(value, tag) or made
+
+
+def _read_own(value: Any) -> objectives.Own:
+    if isinstance(value, objectives.Own):
+        return value
+    return objectives.Own(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
+
+
+_OPTIONS = {
+    "sampled": ("gamma", "control_variate", "importance_cap"),
+    "top_k": ("k", "tail", "candidates"),
+    "full": ("divergence", "beta"),
+}
+
+
+def _of_one_estimator(content: Any) -> Any:
+    """Reads the recipe.yaml of runs of early 0.1.0 too: it has every option of every estimator, and one is meant."""
+    every = {"estimator"}.union(*_OPTIONS.values())
+    if not isinstance(content, Mapping) or set(content) != every:
+        return content
+    kept = ("estimator", *_OPTIONS.get(str(content["estimator"]), every))
+    return {key: value for key, value in content.items() if key in kept}
+
+
+def _write_horizon(value: Any) -> dict[str, Any]:
+    return value.spec("controller") if isinstance(value, Plugin) else horizons.describe(value)
+
+
+def _write_window(value: Any) -> dict[str, Any]:
+    return value.spec("kind") if isinstance(value, Plugin) else horizons.describe_window(value)
+
+
+def _write_own(value: objectives.Own) -> dict[str, Any]:
+    return {"estimator": value.estimator, **value.options}
+
+
+Horizon = Annotated[
+    horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged | Plugin,
+    PlainValidator(_read_horizon),
+    PlainSerializer(_write_horizon),
+]
+Window = Annotated[
+    horizons.Whole | horizons.First | horizons.Last | horizons.Random | horizons.Segment | Plugin,
+    PlainValidator(_read_window),
+    PlainSerializer(_write_window),
+]
+Objective = Annotated[
+    Annotated[objectives.Sampled, Tag("<estimator sampled>")]
+    | Annotated[objectives.TopK, Tag("<estimator top_k>")]
+    | Annotated[objectives.Full, Tag("<estimator full>")]
+    | Annotated[
+        objectives.Own,
+        PlainValidator(_read_own),
+        PlainSerializer(_write_own),
+        Tag("<estimator plug-in>"),
+    ],
+    kind_named_by("estimator", tuple(_OPTIONS), default="full"),
+    BeforeValidator(_of_one_estimator),
+]

@@ -1,0 +1,122 @@
+"""A run as one typed value. The recipe knows YAML, and loads no torch.
+
+It is checked as a whole before anything is loaded: an unknown key is an error with the nearest name, and every value
+has a range.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from hopd import horizon as horizons
+from hopd.errors import RecipeError
+from hopd.objective.objective import Full
+from hopd.plugin import Plugin
+from hopd.recipe.choices import Horizon, Objective, Window
+from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, TeacherSource
+from hopd.recipe.overrides import override
+from hopd.recipe.section import Section
+from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
+from hopd.recipe.sentences import sentences
+from hopd.recipe.tasks import FileSource, TaskSource
+
+
+class Recipe(Section):
+    """A whole run. `Recipe.load(path)` reads one, `Recipe(name=..., ...)` makes one from values, sections or mappings.
+
+    Errors are `RecipeError`, a sentence each.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    output: str = "runs"
+    student: ModelSource
+    teacher: TeacherSource | None = None
+    teachers: dict[str, TeacherSource] = {}
+    task: TaskSource
+    rollout: RolloutSection
+    horizon: Horizon
+    window: Window = horizons.Whole()
+    objective: Objective = Full()
+    training: TrainingSection
+    lora: LoraSection | None = None
+    evaluation: EvaluationSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    trackers: list[Literal["trackio", "wandb", "tensorboard"]] = []
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_sentences(cls, content: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return read(content)
+        except ValidationError as error:
+            raise RecipeError("; ".join(sentences(error, cls))) from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.teacher is None) == (not self.teachers):
+            raise RecipeError("a recipe has either one teacher, or teachers by name")
+        if self.teachers and not (isinstance(self.task, FileSource) and self.task.teacher):
+            raise RecipeError("with several teachers, task.teacher must name the column that says which one")
+        if self.teacher and isinstance(self.task, FileSource) and self.task.teacher:
+            raise RecipeError("task.teacher names a column of teachers, and there is only one: write teachers: {…}")
+        if isinstance(self.teacher, AdaptersOff) and self.lora is None:
+            raise RecipeError(
+                "teacher.adapter_disabled is the student without adapters, and it has none: write lora: {}"
+            )
+        mini_batch = self.training.mini_batch
+        if mini_batch is not None and self.rollout.prompts % mini_batch:
+            raise RecipeError(
+                f"training.mini_batch must divide rollout.prompts = {self.rollout.prompts}, got {mini_batch}"
+            )
+        return self
+
+    def controller(self) -> horizons.Controller:
+        """Makes the horizon's controller: of your own, a new one each time."""
+        if isinstance(self.horizon, Plugin):
+            return horizons.build(self.horizon.spec("controller"), full_tokens=self.rollout.full_tokens)
+        return self.horizon
+
+    def loss_window(self) -> horizons.Window:
+        return horizons.build_window(self.window.spec("kind")) if isinstance(self.window, Plugin) else self.window
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output) / self.name
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+        """From a YAML file, with `overrides` such as `training.steps=10` or `horizon={controller: full}`."""
+        path = Path(path)
+        if not path.is_file():
+            raise RecipeError(f"no recipe at {path} (looked in {Path.cwd()})")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise RecipeError(
+                f"{path} must hold a mapping with name, student, teacher, …; got {type(content).__name__}"
+            )
+        for text in overrides:
+            override(content, text)
+        return cls.parse(content, where=str(path))
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        try:
+            return cls.model_validate(content)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    def with_changes(self, **sections: Any) -> "Recipe":
+        """A copy with some sections replaced, checked anew."""
+        return Recipe.parse(self.model_dump() | sections)
+
+    def yaml(self) -> str:
+        """The resolved recipe: every default written out."""
+        # Python's types, not JSON's: the steps of a staged horizon are numbers, which JSON would turn into text.
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,106 @@
+"""The sections of a recipe with the numbers of a run: rollouts, training, evaluation, checkpoints."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hopd.errors import RecipeError
+from hopd.recipe.decoding import Decoding, NativeDecoding
+from hopd.recipe.section import Section
+from hopd.recipe.tasks import TaskSource
+from hopd.sampling import Sampling
+
+
+class RolloutSection(Section):
+    """A step samples `samples` rollouts of each of `prompts` prompts. `mismatch_alarm`: nats a token by which engine
+    and learner may differ before the run says so; by default what rounding explains in the training's precision."""
+
+    engine: Decoding = NativeDecoding()
+    prompts: int = Field(ge=1)
+    samples: int = Field(1, ge=1)
+    full_tokens: int = Field(ge=1)
+    prompt_tokens: int = Field(1024, ge=1)
+    too_long: Literal["drop", "error"] = "drop"
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    rows: int = Field(64, ge=1)
+    mismatch_alarm: float | None = Field(None, gt=0)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+    @model_validator(mode="after")
+    def _known_log_probs(self) -> "RolloutSection":
+        cut = self.top_p < 1 or self.top_k > 0
+        if self.engine.kind != "native" and cut and self.temperature != 1:
+            raise RecipeError(
+                "rollout: vLLM gives log-probs before the temperature or after the cut, and training needs those "
+                "between; write temperature: 1, or no top_p and top_k, or engine: {kind: native}"
+            )
+        return self
+
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingSection(Section):
+    """`steps` or `epochs`. `mini_batch` prompts make one optimiser step (all of the rollout's, if it is not given)."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    mini_batch: int | None = Field(None, ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tokens_per_batch: int = Field(8192, ge=1)
+    gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
+    attention: Literal["auto", "sdpa", "matmul"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSection":
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError("training needs either steps or epochs: write steps: 200, or epochs: 2")
+        return self
+
+
+class EvaluationSection(Section):
+    """On `task`, always to the full length. Every `every` steps or every `every_flops` of training, and at the end."""
+
+    task: TaskSource
+    every: int | None = Field(None, ge=1)
+    every_flops: float | None = Field(None, gt=0)
+    at_start: bool = True
+    measure: Literal["accuracy", "divergence"] = "accuracy"
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    rows: int = Field(128, ge=1)
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> "EvaluationSection":
+        if self.every is not None and self.every_flops is not None:
+            raise RecipeError("evaluation takes every (steps) or every_flops, not both")
+        if self.temperature == 0 and self.samples > 1:
+            raise RecipeError("evaluation at temperature 0 is greedy: more than one sample would repeat the first")
+        return self
+
+
+class CheckpointSection(Section):
+    """Every `every` steps, and at the end. `keep_best` keeps the one with the best evaluation besides the last ones."""
+
+    every: int = Field(50, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_best: bool = False

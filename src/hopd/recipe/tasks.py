@@ -1,0 +1,62 @@
+"""Where the prompts of a recipe come from."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, Tag
+
+from hopd.recipe.section import PluginSection, Section, kind_named_by
+
+
+class _TaskSource(Section):
+    chat: bool = False
+
+
+class AdditionSource(_TaskSource):
+    """The quickstart task: repeated addition with a scratchpad."""
+
+    source: Literal["addition"]
+    steps: int = Field(12, ge=1, le=26)
+    size: int = Field(8192, ge=1, le=90_000)
+    seed: int = 0
+    held_out: bool = False
+
+
+class FileSource(_TaskSource):
+    """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
+
+    source: Literal["file"]
+    path: str
+    prompt: str = "prompt"
+    answer: str | None = None
+    check: str = "math"
+    split: str = "train"
+    teacher: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class GymSource(_TaskSource):
+    """A reasoning-gym dataset, by name."""
+
+    source: Literal["reasoning_gym"]
+    name: str
+    size: int = Field(ge=1)
+    seed: int = 0
+    options: dict[str, Any] = {}
+
+
+class TaskPlugin(PluginSection):
+    """A task of your own: a class with `problems` and `score` (`hopd.tasks.Task`)."""
+
+    where: ClassVar[str] = "task"
+    needs: ClassVar[tuple[str, ...]] = ("problems", "score")
+
+    chat: bool = False
+
+
+TaskSource = Annotated[
+    Annotated[AdditionSource, Tag("<source addition>")]
+    | Annotated[FileSource, Tag("<source file>")]
+    | Annotated[GymSource, Tag("<source reasoning_gym>")]
+    | Annotated[TaskPlugin, Tag("<source plug-in>")],
+    kind_named_by("source", ("addition", "file", "reasoning_gym")),
+]
