@@ -8,7 +8,8 @@ from benchmarks.gpu.place import GB, Place
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.shapes import random_model, random_prompts
 from hopd.model import LanguageModel
-from hopd.objective import Objective
+from hopd.objective import Full, Objective, TopK, distillation_loss
+from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.rollout import FinishReason, Rollout, pack
 from hopd.rollout.batch import Batch
@@ -30,7 +31,7 @@ def run(place: Place, record: Record) -> None:
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     record.add("weights", parameters=parameters, allocated_gb=place.allocated_gb, teacher_gb=2 * parameters / GB)
     cost, scorer = PassCost.of(student), LocalTeacher(teacher)
-    objectives = {"top_k 16": Objective(estimator="top_k", k=16), "full": Objective()}
+    objectives = {"top_k 16": TopK(k=16), "full": Full()}
     for rows, response in [(2, 60)] if place.tiny else CASES:
         batch = _batch(student, rows, response)
         for name, objective in objectives.items():
@@ -72,7 +73,7 @@ def _parts(
 ) -> dict[str, float]:
     teacher, signal = place.seconds(lambda: scorer.score(batch))
     forward, hidden = place.seconds(lambda: batch.states(student.hidden(batch.ids)))
-    head, (total, _) = place.seconds(lambda: objective.loss(student.head, hidden, signal, batch.at, 1.0))
+    head, (total, _) = place.seconds(lambda: distillation_loss(objective, student.head, hidden, signal, batch.at))
     backward, _ = place.seconds((total / len(batch.at.tokens)).backward)
     return {"teacher_s": teacher, "forward_s": forward, "head_s": head, "backward_s": backward}
 
@@ -94,7 +95,7 @@ def _chunks(
 
 def _optimizer(place: Place, record: Record, optimizer: MasterOptimizer) -> None:
     """One step of AdamW, what PyTorch keeps cached after it, and what a copy of the moments takes on the device."""
-    seconds, norm = place.seconds(lambda: optimizer.step(0, lambda tensor: tensor))
+    seconds, norm = place.seconds(lambda: optimizer.step(0, Processes()))
     reserved = place.reserved_gb
     place.empty()
     record.add("optimizer", seconds=seconds, norm=norm, allocated_gb=place.allocated_gb)
