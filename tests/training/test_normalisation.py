@@ -98,7 +98,7 @@ def test_the_loss_is_a_mean_over_loss_tokens(models, tmp_path, rollouts):
     for rollout in rollouts:
         (batch,) = pack([rollout], [(0, rollout.length)], 10_000)
         loss, terms = made.loss(batch)
-        total, count = total + float(loss), count + rollout.length
+        total, count = total + float(loss.detach()), count + rollout.length
         assert len(terms.loss) == rollout.length
     _, statistics = gradient(models, tmp_path, rollouts)
     assert statistics.mean("loss") == pytest.approx(total / count, rel=1e-4)

@@ -56,6 +56,7 @@ def cluster() -> Iterator[dict[str, str]]:
     yield mine | {"RAY_ADDRESS": address, "SESSION": session}
     process.stdin.close()
     process.wait()
+    process.stdout.close()
 
 
 class Command:
