@@ -106,7 +106,12 @@ def test_a_graph_is_for_gpus_and_for_models_of_that_shape(monkeypatch):
     model, others = tiny("llama", {}), {why: tiny(*OTHERS[why]) for why in set(OTHERS) - {"heads of 8"}}
     assert not decodes_by_graph(model)
     monkeypatch.setattr("hopd.model.LanguageModel.device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert decodes_by_graph(model)
     assert decoding_note(model) == "decoding: float32 on cuda, one CUDA graph a token"
     assert "layer by layer, grouped attention" in decoding_note(others["another activation"])
+    monkeypatch.setattr("hopd.model.LanguageModel.device", torch.device("cuda", 1))
+    assert not decodes_by_graph(model)  # while the first GPU is in use
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert decodes_by_graph(model)
     assert not [why for why, other in others.items() if decodes_by_graph(other)]

@@ -137,9 +137,13 @@ class GraphDecoder:
 
 
 def decodes_by_graph(model: LanguageModel) -> bool:
-    """Whether a `GraphDecoder` computes what the model's own modules do, on a GPU."""
+    """Whether a `GraphDecoder` computes what the model's own modules do, on the GPU that is in use: torch records what
+    is launched there."""
+    device = model.device
+    if device.type != "cuda" or device.index not in (None, torch.cuda.current_device()):
+        return False
     one_dtype = len({parameter.dtype for parameter in model.backbone.parameters()}) == 1
-    return model.device.type == "cuda" and one_dtype and has_llamas_shape(model)
+    return one_dtype and has_llamas_shape(model)
 
 
 def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
