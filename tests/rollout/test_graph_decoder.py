@@ -71,6 +71,25 @@ def test_hidden_states_are_those_of_the_model(kind):
                 torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_in_bf16_it_rounds_where_the_models_modules_do(kind):
+    """Nothing but attention is computed otherwise than the learner computes it."""
+    model = tiny(kind, {})
+    model.model.to(torch.bfloat16)
+    ids = torch.randint(3, 48, (3, 12), generator=torch.Generator().manual_seed(0))
+    start = torch.zeros(3, dtype=torch.long)
+    with torch.no_grad():
+        decoder, cache = GraphDecoder(model), prefilled(model, ids[:, :8], start)
+        cos, sin = decoder.angles(12)
+        apart = []
+        for t in range(8, 12):
+            found = decoder.hidden(ids[:, t], (cos[[t] * 3], sin[[t] * 3]), cache, start)
+            expected = model.hidden(ids[:, : t + 1])[:, -1]
+            apart.append((found != expected).float().mean())
+    print(f"{kind}: {float(torch.stack(apart).mean()):.3f} of the hidden states differ")
+    assert float(torch.stack(apart).mean()) < 0.5
+
+
 def prefilled(model, ids, start):
     mask, cache = torch.arange(ids.shape[1]) >= start[:, None], new_cache(model.config)
     model.hidden(ids, DecodingMask(model, mask).of_prompts(), (mask.cumsum(-1) - 1).clamp(min=0), cache)

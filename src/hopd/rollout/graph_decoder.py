@@ -111,12 +111,12 @@ class GraphDecoder:
         seen = (places >= at.first[:, None]) & (places <= at.place)
         mask = torch.where(seen, 0.0, float("-inf")).to(x.dtype)[:, None, None]
         for layer, (keys, values) in zip(self.layers, stored, strict=True):
-            h = rms_norm(x, x.shape[-1:], layer.before_attention, self.eps)
-            x = _onto(x, self._mixed(layer, h, at, keys, values, mask), layer.output)
-            h = rms_norm(x, x.shape[-1:], layer.before_mlp, self.eps)
-            gate, up = (linear(h, part.weight, part.bias) for part in (layer.gate, layer.up))
-            x = _onto(x, silu(gate) * up, layer.down)
-        return rms_norm(x, x.shape[-1:], self.norm, self.eps)
+            h = _norm(x, layer.before_attention, self.eps)
+            x = x + layer.output(self._mixed(layer, h, at, keys, values, mask))
+            h = _norm(x, layer.before_mlp, self.eps)
+            gate, up = layer.gate(h), layer.up(h)
+            x = x + layer.down(silu(gate) * up)
+        return _norm(x, self.norm, self.eps)
 
     def _mixed(
         self, layer: _Layer, h: Float[Tensor, "R D"], at: _Inputs, keys: Tensor, values: Tensor, mask: Tensor
@@ -128,8 +128,8 @@ class GraphDecoder:
         if layer.head_norms is not None:
             of_query, of_key, eps = layer.head_norms
             q, k = qk.split([heads, groups], dim=1)
-            qk = torch.cat([rms_norm(q, q.shape[-1:], of_query, eps), rms_norm(k, k.shape[-1:], of_key, eps)], dim=1)
-        turned = torch.addcmul(qk * at.cos[:, None], qk.roll(self.width // 2, -1), at.sin[:, None])
+            qk = torch.cat([_norm(q, of_query, eps), _norm(k, of_key, eps)], dim=1)
+        turned = qk * at.cos[:, None] + qk.roll(self.width // 2, -1) * at.sin[:, None]
         q, k = turned.split([heads, groups], dim=1)
         keys.index_copy_(2, at.place, k[:, :, None])
         values.index_copy_(2, at.place, v[:, :, None])
@@ -160,9 +160,10 @@ def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
-def _onto(x: Float[Tensor, "R D"], y: Float[Tensor, "R I"], layer: nn.Linear) -> Float[Tensor, "R D"]:
-    """x + W y + b."""
-    return torch.addmm(x if layer.bias is None else x + layer.bias, y, layer.weight.mT)
+def _norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
+    """weight · x / rms(x), rounded before it is scaled, as transformers does: in bf16 a fused norm gives other bits
+    than the learner's, and rollouts that are a little less its own."""
+    return weight * rms_norm(x, x.shape[-1:], None, eps)
 
 
 def _read(layer: Any) -> _Layer:
