@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from hopd import plugin
+from hopd.build.prompts import build_task
 from hopd.errors import RecipeError
 from hopd.recipe import Recipe, TaskPlugin
-from hopd.tasks import build_task
 
 SOKOBAN = """
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hopd.build import Parts, build
-from hopd.errors import EngineError, Interrupted, ServerUnavailable
+from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision
 from hopd.recipe import Recipe
@@ -93,7 +93,13 @@ class Distiller:
         """Takes the first process's decision: a controller that looks at a clock may decide otherwise on another."""
         parts = self.parts
         mine = parts.controller.decide(self.step) if parts.processes.is_first else Decision(0, "")
-        return parts.processes.broadcast(mine)
+        decision = parts.processes.broadcast(mine)
+        if not 1 <= decision.tokens <= parts.recipe.rollout.full_tokens:
+            raise RecipeError(
+                f"the horizon of step {self.step} is {decision.tokens} tokens ({decision.reason}); a controller decides "
+                f"on 1 to rollout.full_tokens = {parts.recipe.rollout.full_tokens}"
+            )
+        return decision
 
     def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
         """Returns this process's share of the step's rollouts in mini-batches, one for each optimiser step."""

@@ -6,8 +6,9 @@ import pytest
 
 from hopd.build import build
 from hopd.distiller import Distiller
+from hopd.errors import RecipeError
 from hopd.forecast.preflight import preflight
-from hopd.horizon import Truncated
+from hopd.horizon import Decision, Truncated
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine
@@ -75,3 +76,14 @@ def test_the_outcome_is_typed(tiny):
     again = Distiller.of(Recipe.load(tiny, [EVALUATION]), resume=True, progress=QUIET).train()
     assert again.evaluation is not None
     assert again.evaluation.line() == result.evaluation.line()
+
+
+@pytest.mark.parametrize("tokens", [0, 41])
+def test_a_controller_that_decides_on_an_impossible_horizon_is_named(tiny, tokens):
+    class Wrong(Truncated):
+        def decide(self, step):
+            return Decision(tokens, "a guess")
+
+    run = Distiller.of(Recipe.load(tiny), controller=Wrong(40, tokens=3), progress=QUIET)
+    with pytest.raises(RecipeError, match=rf"the horizon of step 0 is {tokens} tokens \(a guess\); .* on 1 to .* 40"):
+        run.train()
