@@ -96,8 +96,8 @@ class Distiller:
         decision = parts.processes.broadcast(mine)
         if not 1 <= decision.tokens <= parts.recipe.rollout.full_tokens:
             raise RecipeError(
-                f"the horizon of step {self.step} is {decision.tokens} tokens ({decision.reason}); a controller decides "
-                f"on 1 to rollout.full_tokens = {parts.recipe.rollout.full_tokens}"
+                f"the horizon of step {self.step} is {decision.tokens} tokens ({decision.reason}); a controller must "
+                f"decide on 1 to rollout.full_tokens = {parts.recipe.rollout.full_tokens}"
             )
         return decision
 
