@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hopd.attention import matmul_attention
+from hopd.compute.attention import matmul_attention
 
 TOKENS = 2048
 LENGTHS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)

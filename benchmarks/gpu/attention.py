@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.record import Record
-from hopd.attention import fused_grouped_attention
+from hopd.compute.attention import fused_grouped_attention
 
 CASES = [(32, 512), (32, 4096), (32, 8192), (64, 4096)]  # rows, capacity
 HEADS, GROUPS, WIDTH = 12, 2, 128  # of R1-Distill-Qwen-1.5B

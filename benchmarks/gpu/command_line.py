@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LIMIT = 150.0  # seconds of one process
 # Tests of what touches a device; those with several processes are not for one GPU.
-TESTS = ["evaluation", "objective", "rollout", "teacher", "training", "test_attention.py", "test_lora.py"]
-SEVERAL = ["training/test_processes.py", "training/test_together.py", "training/test_ray.py"]
+TESTS = ["build", "compute", "evaluation", "model", "objective", "rollout", "run", "teacher", "training"]
 
 
 def run(place: Place, record: Record) -> None:
@@ -72,7 +71,7 @@ def _sharded(record: Record, place: Place) -> None:
 def _tests(record: Record) -> None:
     paths = [str(path) for name in TESTS if (path := ROOT / "tests" / name).exists()]
     spread = ["-n", "10"] if find_spec("xdist") else []
-    marks = ["-m", "not smollm2 and not vllm", *(f"--ignore=tests/{name}" for name in SEVERAL)]
+    marks = ["-m", "not smollm2 and not vllm"]
     _process(
         record,
         "tests",

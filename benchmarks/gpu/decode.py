@@ -12,9 +12,10 @@ from benchmarks.gpu.place import Place
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.shapes import random_model, random_prompts
 from hopd.model import LanguageModel
-from hopd.rollout import NativeEngine, Sampling, decoding
-from hopd.rollout.decoding import decoding_note
-from hopd.rollout.native import flush_right
+from hopd.rollout import NativeEngine, Sampling
+from hopd.rollout.native import acceleration
+from hopd.rollout.native.acceleration import decoding_note
+from hopd.rollout.native.engine import flush_right
 
 CASES = [(8, 128), (32, 128), (32, 4096), (32, 8192), (64, 4096)]  # rows, tokens of context
 COUNTED = ("cudaStreamSynchronize", "cudaMalloc", "cudaMemcpyAsync", "cudaGraphLaunch", "aten::clone")
@@ -35,13 +36,13 @@ def run(place: Place, record: Record) -> None:
 @contextmanager
 def by(decoder: str) -> Iterator[None]:
     """Until the block ends, a model decodes by its own modules, where `decoder` says so."""
-    usual = decoding.decodes_by_graph
+    usual = acceleration.decodes_by_graph
     if decoder != "as it is":
-        decoding.decodes_by_graph = lambda model: False
+        acceleration.decodes_by_graph = lambda model: False
     try:
         yield
     finally:
-        decoding.decodes_by_graph = usual
+        acceleration.decodes_by_graph = usual
 
 
 def _case(place: Place, model: LanguageModel, rows: int, context: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.shapes import QUICKSTART
 from hopd.model import LanguageModel, load
 from hopd.rollout import NativeEngine, Prompt, Rollout, Sampling
-from hopd.rollout.decoding import decoding_note
+from hopd.rollout.native.acceleration import decoding_note
 from hopd.tasks import RepeatedAddition
 
 

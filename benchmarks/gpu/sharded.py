@@ -1,4 +1,4 @@
-"""FSDP2 with one rank, under torchrun: no parallelism, but every call of `hopd.training.sharding` on the device.
+"""FSDP2 with one rank, under torchrun: no parallelism, but every call of `hopd.model.sharding` on the device.
 
 `torchrun --nproc-per-node 1 -m benchmarks.gpu.sharded cuda`
 """
@@ -11,13 +11,13 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks.gpu.shapes import QUICKSTART
 from hopd.model import load
+from hopd.model.sharding import shard
 from hopd.objective import Full, distillation_loss
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.teacher import LocalTeacher
 from hopd.training.optimizer import MasterOptimizer
-from hopd.training.sharding import shard
 
 
 def main(kind: str) -> None:

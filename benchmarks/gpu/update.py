@@ -8,13 +8,13 @@ from benchmarks.gpu.place import GB, Place
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.shapes import random_model, random_prompts
 from hopd.model import LanguageModel
+from hopd.model.flops import PassCost
 from hopd.objective import Full, Objective, TopK, distillation_loss
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 from hopd.rollout import FinishReason, Rollout, pack
 from hopd.rollout.batch import Batch
 from hopd.teacher import LocalTeacher
-from hopd.training.cost import PassCost
 from hopd.training.optimizer import MasterOptimizer
 
 PROMPT = 128

@@ -124,7 +124,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of prompts and rollouts.")] = 0,
 ) -> None:
     """Watch a student learn from its teacher three times: full rollouts, POPD, TOPD. A few minutes on two cores."""
-    from hopd.demo import run_demo
+    from hopd.quickstart.demo import run_demo
 
     run_demo(out, seed)
 

@@ -16,7 +16,7 @@ from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Decision, Full, Progressive
 from hopd.integrations.trl import HorizonCallback
 from hopd.tasks.addition import RepeatedAddition
-from tests.vllm_server import VLLM_PYTHON, needs_vllm
+from tests.rollout.vllm.vllm_server import VLLM_PYTHON, needs_vllm
 
 MODELS = Path(hopd.__file__).parent / "quickstart"
 T = 24  # a solution of three additions has 92 tokens: nobody stops before

@@ -2,9 +2,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hopd.recipe.sampling import Sampling
 from hopd.rollout import fold, uniform
 from hopd.rollout.sampling import draw_tokens, inverse_cdf
-from hopd.sampling import Sampling
 
 counters = st.integers(0, 2**40)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from hopd.horizon import First, Segment, Whole
 from hopd.model import load
+from hopd.model.flops import PassCost
 from hopd.objective import Full, Sampled, TopK
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection
@@ -21,7 +22,6 @@ from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.run.ledger import Ledger
 from hopd.tasks import RepeatedAddition
 from hopd.teacher import LocalTeacher
-from hopd.training.cost import PassCost
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.statistics import StepStatistics

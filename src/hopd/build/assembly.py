@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 
-from hopd.allocator import keep_freed_memory
-from hopd.attention import MATMUL, SDPA, attention_of, can_choose_attention
 from hopd.build.engine import build_engine
 from hopd.build.evaluator import build_evaluator
 from hopd.build.models import Models, load_models
 from hopd.build.parts import Parts
 from hopd.build.prompts import build_prompts
 from hopd.build.teacher import build_teacher
+from hopd.compute.allocator import keep_freed_memory
+from hopd.compute.attention import MATMUL, SDPA
 from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Controller
 from hopd.model import LanguageModel
+from hopd.model.attention_choice import attention_of, can_choose_attention, choose_attention
+from hopd.model.flops import PassCost
+from hopd.model.sharding import shard
 from hopd.processes import Processes
 from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine
@@ -33,12 +36,9 @@ from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
 from hopd.teacher import Teacher
-from hopd.training.choice import choose_attention
-from hopd.training.cost import PassCost
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
-from hopd.training.sharding import shard
 
 
 def build(

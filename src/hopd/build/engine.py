@@ -6,9 +6,9 @@ from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import Recipe, VllmDecoding, VllmServers
 from hopd.rollout.engine import Engine
-from hopd.rollout.native import NativeEngine
-from hopd.rollout.vllm import VllmEngine
-from hopd.rollout.vllm_server import VllmServerEngine
+from hopd.rollout.native.engine import NativeEngine
+from hopd.rollout.vllm.colocated import VllmEngine
+from hopd.rollout.vllm.server import VllmServerEngine
 from hopd.rollout.weight_sync import WeightSync
 
 SHORTEST = 128  # tokens that an engine of its own has room for, for probes

@@ -8,7 +8,7 @@ from torch import Tensor
 from hopd.model import LanguageModel
 from hopd.recipe import AdaptersOff, Recipe, ServerSource, TeacherPlugin
 from hopd.teacher.local import BaseTeacher, LocalTeacher
-from hopd.teacher.server import ServerTeacher
+from hopd.teacher.remote import ServerTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
 
 

@@ -9,8 +9,8 @@ from hopd.build import Parts
 from hopd.model import LanguageModel
 from hopd.objective.head import chunk_bytes_on
 from hopd.recipe import VllmDecoding, VllmServers
-from hopd.rollout.cache import capacity
-from hopd.rollout.decoding import decodes_packed
+from hopd.rollout.native.acceleration import decodes_packed
+from hopd.rollout.native.cache import capacity
 
 GIB = 2**30
 # Saved for the backward pass, a token and layer: about 14 vectors of the model's width and 4 of the MLP's. A textbook

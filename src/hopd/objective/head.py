@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopd.products import linear, times_transposed
+from hopd.compute.products import linear, times_transposed
 
 # The float32 logits of one chunk, student's or teacher's, take at most this much: as many positions as matrix products
 # want. Of a CPU's, a block at a time is turned into losses: so much that its temporaries stay in the caches.

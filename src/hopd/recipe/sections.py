@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from hopd.errors import RecipeError
 from hopd.recipe.decoding import Decoding, NativeDecoding
+from hopd.recipe.sampling import Sampling
 from hopd.recipe.section import Section
 from hopd.recipe.tasks import TaskSource
-from hopd.sampling import Sampling
 
 
 class RolloutSection(Section):

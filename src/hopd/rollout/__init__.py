@@ -1,11 +1,11 @@
 """The student's samples, and the engines that make them."""
 
+from hopd.recipe.sampling import Sampling
 from hopd.rollout.batch import Batch, pack
 from hopd.rollout.engine import Engine
-from hopd.rollout.native import NativeEngine
+from hopd.rollout.native.engine import NativeEngine
 from hopd.rollout.random import Stream, fold, uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
-from hopd.sampling import Sampling
 
 __all__ = [
     "Batch",

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from hopd.recipe.sampling import Sampling
 from hopd.remote import Losses
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.sampling import Sampling
 
 
 class Engine(ABC):

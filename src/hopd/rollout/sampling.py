@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.sampling import Sampling
+from hopd.recipe.sampling import Sampling
 
 BLOCK = 256  # tokens of the vocabulary that are summed before they are looked at
 

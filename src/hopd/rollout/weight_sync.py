@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from hopd.errors import EngineError, HopdError, RecipeError
-from hopd.lora import merged_state_dict
 from hopd.model import LanguageModel
+from hopd.model.adapters import merged_state_dict
+from hopd.model.sharding import gathered
 from hopd.processes import Processes
 from hopd.remote import Losses, fingerprint_ids
 from hopd.rollout.engine import CopyEngine, Engine
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.rollout.sampling import Sampling
-from hopd.training.sharding import gathered
 
 ARRIVED = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # nats a token of the fingerprint that rounding explains
 

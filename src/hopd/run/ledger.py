@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from hopd.model.flops import PassCost
 from hopd.processes import Processes
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.run.directory import write_atomically
-from hopd.training.cost import PassCost
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import torch
 
-from hopd.layers import fast_layers
-from hopd.lora import without_adapters
+from hopd.compute.layers import fast_layers
 from hopd.model import LanguageModel
+from hopd.model.adapters import without_adapters
 from hopd.objective import Detail, HiddenSignal
 from hopd.rollout.batch import Batch
 

@@ -7,7 +7,7 @@ from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.remote import Fault, FaultKind, Losses
 from hopd.rollout.batch import Batch
-from hopd.teacher.server import ServerTeacher
+from hopd.teacher.remote import ServerTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hopd.compute.layers import fast_layers
 from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
-from hopd.layers import fast_layers
 from hopd.model import LanguageModel
+from hopd.model.flops import PassCost
 from hopd.objective import Objective, Statistics, distillation_loss
 from hopd.processes import Processes
 from hopd.rollout import Batch, Rollout, Stream, fold, pack, uniform
 from hopd.run.ledger import Ledger
 from hopd.teacher import BaseTeacher, Teacher
 from hopd.teacher.remote_teachers import RemoteTeachers, remote_by_name
-from hopd.training.cost import PassCost
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.statistics import StepStatistics
 

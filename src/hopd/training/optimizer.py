@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hopd.model.sharding import cut_like, gathered, local
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection
-from hopd.training.sharding import cut_like, gathered, local
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 BLOCK = 2**19  # elements that are converted at once: they stay in a CPU's cache

@@ -1,0 +1,150 @@
+"""Low-rank adapters beside a model's linear layers (LoRA, by peft): they are trained, the base weights never change.
+
+Adapters are plain modules inside the model, so rollouts, losses and checkpoints go through them without knowing them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hopd.errors import ModelError
+from hopd.model.language_model import LanguageModel
+
+NAME = "default"  # peft's, of the only adapters that a model has here
+WEIGHTS = "adapter_model.safetensors"
+
+
+def add_adapters(model: LanguageModel, rank: int, alpha: int, targets: str | Sequence[str], seed: int) -> None:
+    """New adapters that change nothing yet: B is zero, and A is a function of the seed. A weight W then acts as
+    W + (alpha / rank) · B A. `targets` are names of linear layers, or "all-linear" (the vocabulary head is left out).
+
+    Raises `ModelError`.
+    """
+    _check_installed()
+    from peft import LoraConfig
+
+    chosen = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the model is
+        torch.default_generator.manual_seed(seed)
+        _inject(model, config)
+    where = Path(model.name)
+    config.base_model_name_or_path = str(where.absolute()) if where.exists() else model.name
+
+
+def load_adapters(model: LanguageModel, directory: Path) -> None:
+    """Adapters that peft or hopd saved, onto their base; what adapters the base has itself is merged first.
+
+    Raises `ModelError` for a kind of adapter that is not plain LoRA, and for weights that do not fit.
+    """
+    _check_installed()
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(str(directory))
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    extra = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if getattr(config, name, None)]
+    if kind != "LORA" or config.bias != "none" or extra:
+        what = ", ".join(extra) or (f"bias {config.bias}" if kind == "LORA" else kind)
+        raise ModelError(f"{directory} holds adapters with {what}; hopd knows plain LoRA: merge them into their base")
+    if has_adapters(model.model):
+        merge(model)
+    config.inference_mode = False
+    base = config.base_model_name_or_path
+    _inject(model, config)
+    config.base_model_name_or_path = base  # transformers puts in where the base lies today
+    try:
+        saved = load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read the adapters of {directory}: {error}") from error
+    mine = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter
+        for name, parameter in model.model.named_parameters()
+        if ".lora_" in name
+    }
+    wrong = [
+        k for k in mine.keys() | saved.keys() if k not in mine or k not in saved or mine[k].shape != saved[k].shape
+    ]
+    if wrong:
+        raise ModelError(
+            f"the adapters of {directory} do not fit {model.name}: {len(wrong)} weights differ in name or shape, "
+            f"{min(wrong)} for example"
+        )
+    with torch.no_grad():
+        for key, parameter in mine.items():
+            parameter.copy_(saved[key])
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers with adapters, by name; none where there are no adapters (or no peft)."""
+    if find_spec("peft") is None:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(True for _ in adapter_layers(model))
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Until the block ends, the model is its base."""
+    with ExitStack() as stack:
+        for _, layer in adapter_layers(model):
+            layer.forward = layer.base_layer.__call__
+            stack.callback(delattr, layer, "forward")
+        yield
+
+
+@torch.no_grad()
+def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of the plain model that computes what `model` with its adapters does, by the plain model's names.
+
+    Matrices with adapters are new tensors, all others are the model's own. Without adapters: its state dict.
+    """
+    layers = dict(adapter_layers(model))
+    merged = {}
+    for name, tensor in model.state_dict().items():
+        layer, _, inner = name.partition(".base_layer.")
+        if not inner and ".lora_" in name:
+            continue
+        adapted = layer in layers and inner == "weight"
+        merged[f"{layer}.{inner}" if inner else name] = (
+            tensor + layers[layer].get_delta_weight(NAME).to(tensor.dtype) if adapted else tensor
+        )
+    return merged
+
+
+def merge(model: LanguageModel) -> None:
+    """Puts the adapters into the weights for good; the model is plain afterwards."""
+    weights = merged_state_dict(model.model)
+    for name, layer in list(adapter_layers(model.model)):
+        parent, _, child = name.rpartition(".")
+        setattr(model.model.get_submodule(parent), child, layer.base_layer)
+    model.model.load_state_dict(weights)
+    model.model.requires_grad_(True)
+    model.model._hf_peft_config_loaded = False
+    del model.model.peft_config
+
+
+def _inject(model: LanguageModel, config: Any) -> None:
+    try:
+        model.model.add_adapter(config, NAME)
+    except ValueError as error:  # peft's, with the names that it looked for
+        raise ModelError(f"{model.name} cannot have these adapters: {' '.join(str(error).split())}") from error
+    if any(layer is model.model.get_output_embeddings() for _, layer in adapter_layers(model.model)):
+        raise ModelError("lora.targets names the vocabulary head, which hopd computes without adapters; leave it out")
+
+
+def _check_installed() -> None:
+    if find_spec("peft") is None:
+        raise ModelError("adapters need the package peft: pip install 'hopd[lora]'")

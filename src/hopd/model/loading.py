@@ -1,0 +1,141 @@
+"""Loads a model: from a directory, a hub name, or a file of an installed package; with adapters, or fewer layers."""
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from hopd.errors import ModelError
+from hopd.model.language_model import LanguageModel
+from hopd.model.layer_stack import layer_stack
+
+PACKAGE = "package:"
+ADAPTERS = "adapter_config.json"  # in a directory of peft's
+
+
+def load(
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    layers: Sequence[int] | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """A model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
+
+    Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers and drops the others.
+    A directory of LoRA adapters gives their base model with the adapters in it. Raises `ModelError`.
+    """
+    path = resolve(source)
+    if is_adapters(source):
+        from hopd.model.adapters import load_adapters
+
+        base = json.loads((path / ADAPTERS).read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"the adapters of {source} do not say what model they belong to (base_model_name_or_path)")
+        adapted = load(base, dtype=dtype, device=device, layers=layers, trust_remote_code=trust_remote_code)
+        load_adapters(adapted, path)
+        adapted.name = source
+        return adapted
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
+    if path.suffix == ".gguf":
+        where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    quiet = _quiet_gguf() if path.suffix == ".gguf" else nullcontext()
+    try:
+        with quiet:
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **where,
+                dtype=dtype,
+                use_safetensors=None if path.suffix == ".gguf" else True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers would make them up
+        raise ModelError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} for example")
+    if path.suffix == ".gguf":
+        model = _dequantised(model)
+    if layers is not None:
+        keep_layers(model, layers, source)
+    nn.Module.to(model, device)
+    return LanguageModel(model, tokenizer, source)
+
+
+def is_adapters(source: str) -> bool:
+    """Whether it is a directory of adapters, which `load` puts into their base model."""
+    return (resolve(source) / ADAPTERS).is_file()
+
+
+def resolve(source: str) -> Path:
+    """`package:NAME/PATH` → that file of an installed package (not imported); anything else as it is."""
+    if not source.startswith(PACKAGE):
+        path = Path(source).expanduser()
+        if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):  # no name of a hub
+            raise ModelError(f"there is no model at {source} (looked in {Path.cwd()})")
+        return path
+    package, _, inside = source.removeprefix(PACKAGE).partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{source!r} names the package {package!r}, which is not installed: pip install {package}")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        raise ModelError(f"{source!r} does not exist: the package {package!r} has no {inside!r}")
+    return path
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "model") -> None:
+    """Keeps these decoder layers, in this order (recovery after pruning is a classic use of distillation)."""
+    config = model.config.get_text_config()
+    count = config.num_hidden_layers
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
+        raise ModelError(f"layers of {name} must be rising numbers from 0 to {count - 1}, got {list(layers)}")
+    parent, child = layer_stack(model, name, "drop layers of one stack only")
+    kept = nn.ModuleList(getattr(parent, child)[i] for i in layers)
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+    setattr(parent, child, kept)
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in layers]
+
+
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """A model read from GGUF holds plain weights but calls itself quantised, and then refuses to be saved."""
+    config = type(model.config)(**model.config.to_dict())
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
+
+
+@contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """Until the block ends, transformers does not warn that reading GGUF takes memory: it is wanted here."""
+    logger = logging.getLogger("transformers.modeling_gguf_pytorch_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

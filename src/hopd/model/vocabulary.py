@@ -1,0 +1,40 @@
+"""Compares the vocabularies of two models: token ids go from one to the other as they are."""
+
+from hopd.errors import ModelError
+from hopd.model.language_model import LanguageModel
+
+
+def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list[str]:
+    """Raises `ModelError` unless the same id means the same token to both; gives notes on what else differs.
+
+    Compared are ids, not files: tokenizers that are written differently and agree are fine.
+    """
+    mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    name_of = {id: token for token, id in theirs.items()}
+    conflicts = [
+        (token, id) for token, id in mine.items() if theirs.get(token, id) != id or name_of.get(id, token) != token
+    ]
+    common = len(mine.keys() & theirs.keys())
+    if conflicts or not common:
+        token, id = min(conflicts, key=lambda pair: pair[1]) if conflicts else ("", 0)
+        raise ModelError(
+            f"student {student.name} and teacher {teacher.name} have unlike vocabularies: {len(conflicts)} of "
+            f"{len(mine)} tokens differ, first id {id}: {token!r} to the student, {name_of.get(id)!r} to the teacher. "
+            "Token ids go from one to the other as they are, so both must come from one tokenizer"
+        )
+    notes = []
+    if only := sorted(mine.keys() ^ theirs.keys()):
+        notes.append(f"{len(only)} tokens are in one vocabulary only ({', '.join(map(repr, only[:4]))})")
+    if student.stop_ids != teacher.stop_ids:
+        notes.append(
+            f"the student stops on {sorted(student.stop_ids)}, the teacher {teacher.name} on "
+            f"{sorted(teacher.stop_ids)}: a student that is taught another end forgets its own; watch the stop rate"
+        )
+    if not student.stop_ids:
+        notes.append("the student has no end-of-sequence id: every rollout runs to its horizon")
+    if student.tokenizer.bos_token_id != teacher.tokenizer.bos_token_id:
+        notes.append(
+            f"the student begins with id {student.tokenizer.bos_token_id}, the teacher with "
+            f"{teacher.tokenizer.bos_token_id}; prompts are the student's"
+        )
+    return notes

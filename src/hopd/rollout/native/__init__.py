@@ -1,0 +1,1 @@
+"""The native engine: decodes with the student's own weights, in the process that trains them."""

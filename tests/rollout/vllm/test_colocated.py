@@ -1,0 +1,131 @@
+"""vLLM beside the trainer, in one environment: SmolLM2-135M is trained, and its rollouts stay the native ones."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from hopd import Distiller, Recipe
+from hopd.forecast.preflight import preflight
+from hopd.model import load
+from hopd.model.adapters import add_adapters
+from hopd.rollout import FinishReason, NativeEngine, Sampling
+from hopd.rollout.vllm.transfer import InProcess, Source
+from hopd.rollout.weight_sync import WeightSync
+from hopd.run.progress import Progress
+from tests.rollout.native.test_engine import SMOLLM2
+from tests.teacher.test_remote import metrics
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.smollm2,
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed beside hopd: make test-vllm makes a place"),
+]
+
+GREEDY = Sampling(temperature=0.0)
+LOG_PROBS = 5e-3  # nats a token, in float32
+QUESTIONS = [
+    "What is the capital of France?",
+    "Say hello.",
+    "Explain in two sentences why the sky is blue, and then name three colours of the rainbow.",
+    "2 + 2 =",
+]
+RECIPE = """
+name: colocated
+output: {output}
+student: {{model: "{smollm2}"}}
+teacher: {{model: "{smollm2}", layers: [0, 1, 2, 3, 4, 5, 6, 7, 28, 29]}}
+task: {{source: file, path: {output}/prompts.jsonl, chat: true}}
+rollout:
+  prompts: 4
+  prompt_tokens: 128
+  full_tokens: 64
+  temperature: 0.7
+  engine: {{kind: vllm, memory: 0.1, eager: true}}
+horizon: {{controller: truncated, tokens: 12}}
+training: {{steps: 2, learning_rate: 1e-4, attention: sdpa}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained, by a teacher that is only there to be another model and small."""
+    output = tmp_path_factory.mktemp("colocated")
+    patch = pytest.MonkeyPatch()
+    for name, value in {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}.items():
+        patch.setenv(name, value)
+    (output / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS))
+    path = output / "recipe.yaml"
+    path.write_text(RECIPE.format(output=output, smollm2=SMOLLM2))
+    distiller = Distiller.of(Recipe.load(path), progress=Progress(quiet=True))
+    for line in preflight(distiller.parts):
+        print(line)
+    distiller.train()
+    yield distiller
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def chats(run):
+    return list(run.parts.prompts.prompts)
+
+
+def assert_same(made, expected):
+    assert [(r.prompt.id, r.ids.tolist(), r.finish) for r in made] == [
+        (r.prompt.id, r.ids.tolist(), r.finish) for r in expected
+    ]
+    apart = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(made, expected, strict=True))
+    print(f"log-probs apart by at most {apart:.2g}")
+    assert apart < LOG_PROBS
+
+
+def test_what_it_samples_is_what_is_trained(run):
+    lines = metrics(run.parts.directory.path)
+    assert [line["step"] for line in lines] == [1, 2]
+    print("mismatch:", [line["mismatch"] for line in lines], "probe:", [line["weight_sync_apart"] for line in lines])
+    assert max(line["mismatch"] for line in lines) < 1e-3
+    assert max(line["weight_sync_apart"] for line in lines) < 1e-3
+
+
+def test_greedy_rollouts_equal_the_native_engines_after_training(run, chats):
+    assert isinstance(run.parts.engine, WeightSync)
+    assert_same(
+        run.parts.engine.sample(chats, 40, GREEDY, 0), NativeEngine(run.parts.student).sample(chats, 40, GREEDY, 0)
+    )
+
+
+def test_adapters_are_merged_on_the_way(run, chats):
+    pytest.importorskip("peft")
+    adapted = load(SMOLLM2)
+    plain = NativeEngine(adapted).sample(chats, 24, GREEDY, 0)
+    add_adapters(adapted, 4, 8, "all-linear", seed=0)
+    for name, parameter in adapted.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+    delivery = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
+    made = delivery.sample(chats, 24, GREEDY, 0)
+    assert_same(made, NativeEngine(adapted).sample(chats, 24, GREEDY, 0))
+    assert [r.ids.tolist() for r in made] != [r.ids.tolist() for r in plain]
+
+
+def test_vllms_transfers_take_what_they_are_given():
+    """Without a GPU no weights go this way; that names and fields are those of the installed vLLM can be seen."""
+    from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    assert IPCTrainerInitInfo(rank=0, packed=True).is_sender
+    assert NCCLTrainerInitInfo(rank=0, master_address="127.0.0.1", master_port=1, world_size=2).is_sender
+    assert isinstance(InProcess(None), VLLMWeightSyncClient)
+    source = Source()
+    source.weights = {"a": torch.zeros(2, 3), "b": torch.ones(4)}
+    described = [(each.name, each.dtype, each.shape) for each in source.metadata()]
+    assert described == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
+
+
+def test_it_stops_where_the_student_does(run, chats):
+    made = run.parts.engine.sample(chats, 64, GREEDY, 0)
+    assert {rollout.finish for rollout in made} <= {FinishReason.STOP, FinishReason.HORIZON}
+    for rollout in made:
+        assert (int(rollout.ids[-1]) in run.parts.student.stop_ids) == (rollout.finish is FinishReason.STOP)
