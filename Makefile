@@ -27,6 +27,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Against vLLM too, if VLLM is the Python of an environment that has it.
 bench: .venv/.dev

@@ -90,8 +90,7 @@ def _cache_bytes(model: LanguageModel, element: int) -> float:
     """Keys and values of one position."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * element
+    return 2 * config.num_hidden_layers * heads * model.head_width * element
 
 
 def _activation_bytes(model: LanguageModel, element: int) -> float:

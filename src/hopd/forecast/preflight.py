@@ -5,12 +5,12 @@
 
 import math
 import shutil
-import time
 from collections.abc import Iterator
 
 import torch
 
 from hopd.build import Parts
+from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
@@ -55,21 +55,9 @@ def _tiny_prompts(parts: Parts) -> list[Prompt]:
 
 
 def _check_precision(parts: Parts) -> Iterator[str]:
-    """Not every CPU has instructions that multiply bf16, and without them it is the slower choice by far."""
-    if parts.recipe.training.precision == "bf16" and parts.student.device.type == "cpu":
-        slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
-        if slower > 2:
-            yield f"precision: this CPU multiplies bf16 {slower:.0f} times slower than fp32; write precision: fp32"
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a = torch.ones(256, 256, dtype=dtype)
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        a @ a
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    """Warns of a CPU that has no instructions for bf16: there it is the slower choice by far."""
+    if parts.recipe.training.precision == "bf16" and parts.student.device.type == "cpu" and not multiplies_bf16():
+        yield "precision: this CPU has no instructions that multiply bf16; write precision: fp32"
 
 
 def _check_teachers(parts: Parts) -> None:
