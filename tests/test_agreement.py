@@ -57,7 +57,7 @@ def test_one_process_agrees_with_itself():
     assert alone.broadcast("mine") == "mine"
     assert alone.gather([1, 2]) == [1, 2]
     alone.agree(None)
-    with pytest.raises(EngineError, match="^it failed$"):
+    with pytest.raises(EngineError, match=r"^it failed$"):
         alone.agree(EngineError("it failed"))
     with pytest.raises(TaskError):
         alone.agree(TaskError("so did this"))
