@@ -10,8 +10,9 @@ def discounted_credit(
 ) -> Float[Tensor, " N"]:
     """Returns Σ_{k≥t} γ^{k−t} r_k within each rollout (Eq. 5).
 
-    γ = 0 is token-level (Eq. 6), γ = 1 sequence-level (Eq. 4). The tokens of all rollouts form one flat list of N: `row` is the index of a token's rollout and `position` its place
-    in the response. Missing positions contribute nothing.
+    γ = 0 is token-level (Eq. 6), γ = 1 sequence-level (Eq. 4). The tokens of all rollouts form one flat list of N:
+    `row` is the index of a token's rollout and `position` its place in the response. Missing positions contribute
+    nothing.
     """
     if gamma == 0 or log_ratio.numel() == 0:
         return log_ratio
