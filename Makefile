@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # What reads recipes and files, computes, talks to servers, and one whole run from the command line.
-LOWEST := tests/test_recipe.py tests/objective tests/tasks tests/rollout/test_native.py tests/remote \
+LOWEST := tests/test_recipe.py tests/objective tests/tasks tests/rollout/native/test_engine.py tests/remote \
   tests/teacher/test_teacher.py tests/test_cli.py
 
 .PHONY: demo test test-lowest test-vllm lint bench gpu reproduce format clean
@@ -27,6 +27,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Against vLLM too, if VLLM is the Python of an environment that has it.
 bench: .venv/.dev

@@ -88,7 +88,7 @@ def _chunks(
         signal.chunk_bytes = mib * MIB  # type: ignore[attr-defined]
         place.empty()
         before = place.allocated_gb
-        work = partial(objective.loss, student.head, hidden, signal, batch.at, 1.0, mib * MIB)
+        work = partial(distillation_loss, objective, student.head, hidden, signal, batch.at, 1.0, mib * MIB)
         seconds, _ = place.seconds(work)
         record.add("head chunk", mib=mib, seconds=seconds, extra_gb=place.peak_gb - before)
 

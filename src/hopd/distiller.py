@@ -1,4 +1,4 @@
-"""The loop: decide a horizon, sample, score, update, observe, account.
+"""Runs the loop: decide a horizon, sample, score, update, observe, account.
 
 It knows neither how its parts are made (`build`) nor how they do their work; this page names them in the order of a
 step. The first process decides and writes, all of them sample and train.
@@ -20,7 +20,7 @@ from hopd.training.statistics import StepStatistics
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: complete steps and the last evaluation; `directory` holds everything else."""
+    """Says how a run ended: complete steps and the last evaluation; `directory` holds everything else."""
 
     directory: RunDirectory
     steps: int

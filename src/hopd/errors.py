@@ -1,4 +1,4 @@
-"""Errors that a person can act on. The command line prints the sentence and exits with `exit_code`."""
+"""Defines errors that a person can act on. The command line prints the sentence and exits with `exit_code`."""
 
 import difflib
 import signal
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 
 class HopdError(Exception):
-    """What was wrong, what was expected, and what to write instead."""
+    """Says what was wrong, what was expected, and what to write instead."""
 
     exit_code = 2
 
 
 class RecipeError(HopdError):
-    """The recipe, or a value that would stand in one, is not usable."""
+    """The recipe, or a value for one, is not usable."""
 
 
 class ModelError(HopdError):
@@ -34,7 +34,7 @@ class ServerUnavailable(HopdError):
 
 
 class WorkersLost(HopdError):
-    """Ray's workers ended without a word, more often than they may be started again."""
+    """Ray's workers were lost more often than they may be restarted."""
 
     exit_code = 3
 
@@ -44,7 +44,7 @@ class TeacherUnavailable(ServerUnavailable):
 
 
 class EngineError(HopdError):
-    """What a rollout engine gave is no sample of the student: of other weights, or not whole."""
+    """A rollout engine returned what the student did not sample: from other weights, or incomplete."""
 
 
 class NonFiniteLoss(HopdError):
@@ -52,7 +52,8 @@ class NonFiniteLoss(HopdError):
 
 
 class Interrupted(BaseException):
-    """SIGTERM or Ctrl-C, raised where giving up is harmless. No `Exception`: nothing may mistake it for an error."""
+    """SIGTERM or Ctrl-C arrived; it is raised where stopping is harmless. No `Exception`, so nothing takes it for an
+    error."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -60,6 +61,6 @@ class Interrupted(BaseException):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'ratio'?)` for the closest known word, or nothing."""
+    """Returns ` (did you mean 'ratio'?)` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

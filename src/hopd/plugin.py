@@ -1,4 +1,4 @@
-"""Classes and functions of one's own, which a recipe names as `my.module:Name`. It knows nothing of what they do.
+"""Loads classes and functions of your own, which a recipe names `my.module:Name`. It knows nothing of what they do.
 
 The module must be importable: installed, or in the directory from which `hopd` is run. A class is made from the
 options that the recipe gives beside its name, and they are checked against its signature.
@@ -18,7 +18,7 @@ from hopd.errors import RecipeError, nearest
 
 @dataclass(frozen=True)
 class Plugin:
-    """A class of one's own that a recipe names, and the options that it is made from."""
+    """Names a class of your own, and the options that it is made from."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Plugin:
         return cls(spec[tag], options) if is_plugin(spec.get(tag)) else None
 
     def spec(self, tag: str) -> dict[str, Any]:
-        """Gives the mapping that stands in a recipe."""
+        """Returns the mapping as a recipe holds it."""
         return {tag: self.name, **self.options}
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, and what all of them add up, agree on and wait for.
+"""Knows the processes of a run: which one this is, and what all of them add up, agree on and wait for.
 
 Every method is called by all processes together. It knows nothing of models or recipes.
 """
@@ -23,7 +23,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """`rank` counts from 0; `device` is where this process trains. Without arguments: one process on a CPU."""
+    """Names this process: `rank` counts from 0 to `size` − 1, `device` is where this process trains. Without arguments:
+    one process on a CPU."""
 
     rank: int = 0
     size: int = 1
@@ -56,7 +57,7 @@ class Processes:
         return float(self.sum(values).max())
 
     def broadcast(self, value: Value) -> Value:
-        """Gives the first process's value to all."""
+        """Returns the first process's value on all of them."""
         return broadcast_object_list([value])[0] if self.size > 1 else value
 
     def gather(self, values: list[Value]) -> list[Value]:

@@ -17,8 +17,8 @@ from hopd.teacher import LocalTeacher, Teacher
 
 @dataclass
 class Models:
-    """`teachers` by name (`None` where there is only one), without those behind servers, and none where the student's
-    base teaches; `notes` are sentences that a person should read."""
+    """Holds the student and the local teachers by name (None: the only one); there are none where the student's base
+    teaches. `notes` are sentences that a person should read."""
 
     student: LanguageModel
     teachers: dict[str | None, LanguageModel]
@@ -77,7 +77,7 @@ def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dt
 
 
 def _adapt(student: LanguageModel, lora: LoraSection, seed: int) -> None:
-    """Trainable are the adapters alone: new ones, or those that the student came with."""
+    """Makes the adapters alone trainable: new ones, or those that the student came with."""
     if has_adapters(student.model):
         config: Any = student.model.peft_config[NAME]  # of LoRA, as `load` has checked
         if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):

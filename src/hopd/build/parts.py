@@ -1,4 +1,4 @@
-"""The parts of a run, made from a recipe and not yet moving: what the loop, the preflight and the forecasts take."""
+"""Names the parts of a run, which the loop, the preflight and the forecasts take."""
 
 from dataclasses import dataclass
 
@@ -21,8 +21,9 @@ from hopd.training.order import PromptOrder
 
 @dataclass
 class Parts:
-    """`teachers` are the local ones by name (None: the only one). `notes` are sentences for a person. `resumed` is the
-    checkpoint that the student's weights came from, if the run goes on."""
+    """Holds what `build` made, before anything moves. `teachers` are the local ones by name (None: the only one).
+    `notes` are sentences for a person. `resumed` is the checkpoint that the student's weights came from, if the run
+    goes on."""
 
     recipe: Recipe
     processes: Processes

@@ -1,4 +1,4 @@
-"""The task that a recipe names, as a model sees it."""
+"""Makes the task that a recipe names, and its prompts as a model reads them."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from hopd.tasks.prompts import PromptSet, encode
 
 
 def build_task(source: TaskSource) -> Task:
-    """Raises `TaskError` where the recipe's task cannot be made, `RecipeError` where one of your own cannot."""
+    """Makes the task. Raises `TaskError` where that fails, `RecipeError` where one of your own cannot be made."""
     match source:
         case AdditionSource():
             return RepeatedAddition(source.steps, source.size, source.seed, source.held_out)
@@ -31,4 +31,5 @@ def build_prompts(
     max_tokens: int,
     too_long: Literal["drop", "error"] = "drop",
 ) -> PromptSet:
+    """Tokenises the task's prompts. Raises `TaskError`."""
     return encode(build_task(source), tokenizer, chat=source.chat, max_tokens=max_tokens, too_long=too_long)

@@ -1,4 +1,4 @@
-"""The teacher of a recipe: local, the student's base, behind a server, of your own, or several."""
+"""Makes the teacher of a recipe: local, the student's base, remote, of your own, or several."""
 
 from collections.abc import Mapping
 
@@ -18,8 +18,8 @@ def build_teacher(
     models: Mapping[str | None, LanguageModel],
     fingerprints: Mapping[str, Float[Tensor, " P"]],
 ) -> Teacher:
-    """`models` are the local ones, by name. `fingerprints` are those of served teachers at the run's start, if it is
-    resumed."""
+    """Makes the teacher; `models` are the local ones, by name. `fingerprints` are those of remote teachers at the run's
+    start, if it is resumed."""
     temperature = recipe.rollout.temperature
     teachers: dict[str | None, Teacher] = {name: LocalTeacher(model, temperature) for name, model in models.items()}
     sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers

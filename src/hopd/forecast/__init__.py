@@ -1,1 +1,1 @@
-"""Says before the work what it will be: whether a run can work, what it costs, how much memory it takes."""
+"""Says before a run whether it can work, what it will cost, and how much memory it takes. Nothing stays trained."""

@@ -1,4 +1,4 @@
-"""An estimate of a run's peak memory, from the sizes of its parts. It is arithmetic, not a measurement."""
+"""Estimates a run's peak memory from the sizes of its parts. It is arithmetic, not a measurement."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WIDTHS_KEPT, MLP_WIDTHS_KEPT = 14, 4
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. `static` is there all the time; rollout and update follow one another."""
+    """Holds bytes: `static` all the time, rollout and update one after the other."""
 
     static: float
     rollout: float
@@ -38,7 +38,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | None = None) -> MemoryEstimate:
-    """At a horizon of so many tokens (the largest of the run) and so many rollouts a step (the recipe's)."""
+    """Estimates at a `horizon` in tokens (default: the largest) and a number of `rollouts` a step (the recipe's)."""
     recipe, student = parts.recipe, parts.student
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in parts.learner.optimizer.masters.values())
@@ -67,7 +67,8 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
 
 
 def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
-    """While `rows` rollouts decode up to `tokens` tokens: the cache, the logits, and weights packed for decoding."""
+    """Returns what `rows` concurrent sequences of up to `tokens` tokens take: cache, logits, weights packed for
+    decoding."""
     student, element = parts.student, parts.student.model.dtype.itemsize
     if isinstance(parts.recipe.rollout.engine, VllmServers):
         return 0.0
@@ -87,15 +88,14 @@ def _device_memory(device: torch.device) -> float:
 
 
 def _cache_bytes(model: LanguageModel, element: int) -> float:
-    """Keys and values of one position."""
+    """Returns the bytes of one position's keys and values."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * element
+    return 2 * config.num_hidden_layers * heads * model.head_width * element
 
 
 def _activation_bytes(model: LanguageModel, element: int) -> float:
-    """Of one token, for the backward pass."""
+    """Returns the bytes that one token keeps for the backward pass."""
     config = model.config
     mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     layer = (WIDTHS_KEPT * config.hidden_size + MLP_WIDTHS_KEPT * mlp) * element

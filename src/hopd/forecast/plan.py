@@ -1,4 +1,4 @@
-"""What a run will cost: tokens, FLOPs, seconds and memory of each stage of its horizon, beside full rollouts.
+"""Plans what a run will cost: tokens, FLOPs, seconds and memory of each stage of its horizon, beside full rollouts.
 
 FLOPs are counted, and how long one takes is measured: real steps at horizons of the run, on one wave of rollouts, as
 far as the budget reaches. Between two measured horizons the seconds of a FLOP are interpolated, beyond the longest they
@@ -31,7 +31,7 @@ LOOKED_AT = 9  # horizons of a stage whose cost is worked out; their mean is the
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step: tokens that the student generates, FLOPs and seconds by phase."""
+    """Holds the cost of one step: tokens that the student generates, FLOPs and seconds by phase."""
 
     tokens: float
     flops: dict[str, float]
@@ -40,8 +40,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps `first` to `last` (from 0), at horizons `low` to `high`. Tokens, FLOPs and seconds are of the whole stage,
-    `memory` is the peak in bytes."""
+    """Covers steps `first` to `last` (from 0), at horizons `low` to `high`. Tokens, FLOPs and seconds are of the whole
+    stage, `memory` is the peak in bytes."""
 
     first: int
     last: int
@@ -59,8 +59,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """`full` is what the same number of steps would cost with full rollouts. `measured` are the horizons of the
-    calibration, which took `calibration_seconds`. Evaluations and checkpoints are in `memory`, and not in seconds."""
+    """Compares stages with full rollouts: `full` is what the same number of steps would cost with full rollouts.
+    `measured` are the horizons of the calibration, which took `calibration_seconds`. Evaluations and checkpoints are in
+    `memory`, and not in seconds."""
 
     stages: list[Stage]
     full: Stage
@@ -81,7 +82,7 @@ class Plan:
         return sum(stage.tokens for stage in self.stages)
 
     def lines(self) -> Iterator[str]:
-        """A table for people."""
+        """Writes a table for people."""
         columns = (
             ("steps", 14),
             ("horizon", 14),
@@ -111,8 +112,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A real step on one wave: seconds a FLOP by phase, seconds of the optimiser and of all, bytes at the peak so
-    far."""
+    """Records a real step on one wave: seconds a FLOP by phase, seconds of the optimiser and of all, bytes at the peak
+    so far."""
 
     horizon: int
     rates: dict[str, float]
@@ -151,7 +152,7 @@ def _line(name: str, stage: Stage) -> str:
 
 
 def _spread(first: int, last: int) -> list[int]:
-    """Some steps of a stage, its ends among them."""
+    """Picks some steps of a stage, its ends among them."""
     return sorted({round(step) for step in np.linspace(first, last, LOOKED_AT)})
 
 
@@ -166,7 +167,7 @@ class _Calibration:
         self.cost = cache(self._cost)
 
     def measure(self, budget_seconds: float) -> None:
-        """Rising horizons of the run, each only if it will not take what is left of the budget, else half as long."""
+        """Measures rising horizons of the run, each only if it fits the rest of the budget, else half as long."""
         started = time.perf_counter()
         full = self.rollout.full_tokens
         self._take_step(min(WARM_UP, full))
@@ -199,7 +200,7 @@ class _Calibration:
         )
 
     def memory_of_evaluation(self) -> float:
-        """Bytes while the student is evaluated, always to the full length."""
+        """Returns the bytes that an evaluation takes, always to the full length."""
         evaluation = self.parts.recipe.evaluation
         if evaluation is None:
             return 0.0
@@ -214,7 +215,7 @@ class _Calibration:
         return len(self.prompts) * self.rollout.samples
 
     def _landmarks(self) -> set[int]:
-        """The middle and the end of every stage."""
+        """Returns the middle and the end of every stage."""
         return {
             step
             for first, last, _, _ in stages(self.parts.controller, self.parts.total_steps)
@@ -222,7 +223,7 @@ class _Calibration:
         }
 
     def _measure(self, horizon: int) -> None:
-        """The median of some steps, where a step is short: its time is not the same twice."""
+        """Takes the median of several steps where a step is short: its time varies."""
         taken = [self._take_step(horizon)]
         while len(taken) < REPEATS and len(taken) * taken[0].seconds < WORTH_REPEATING_SECONDS:
             taken.append(self._take_step(horizon))
@@ -276,7 +277,7 @@ class _Calibration:
         return flops
 
     def _memory(self, horizon: int) -> float:
-        """What was measured at the longest horizon up to this one, and what the estimate says lies between."""
+        """Adds to what was measured at the longest horizon up to this one what the estimate puts between them."""
         nearest = max((m for m in self.measured if m.horizon <= horizon), key=lambda m: m.horizon, default=None)
         nearest = nearest or self.measured[0]
         then = estimate_memory(self.parts, nearest.horizon, self._rollouts).peak
@@ -285,7 +286,7 @@ class _Calibration:
 
 
 def _cut(rollout: Rollout, horizon: int) -> Rollout:
-    """What the rollout would have been at this horizon. Where the calibration cut it short, it is thought to go on."""
+    """Returns what the rollout would have been at this horizon; one that the calibration cut is assumed to go on."""
     if rollout.finish != FinishReason.HORIZON or rollout.length >= horizon:
         return replace(rollout, ids=rollout.ids[:horizon], log_probs=rollout.log_probs[:horizon])
     missing = (0, horizon - rollout.length)

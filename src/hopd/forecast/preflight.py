@@ -1,16 +1,16 @@
-"""What is looked at before any work: a run that cannot work should say so in its first minute.
+"""Checks a run before any work: one that cannot work should say so in its first minute.
 
-`hopd train` runs it, `hopd check` runs it alone. The last look is a real step on a tiny batch, taken back afterwards.
+`hopd train` runs it, `hopd check` runs it alone. The last look is a real step on a tiny batch, rolled back afterwards.
 """
 
 import math
 import shutil
-import time
 from collections.abc import Iterator
 
 import torch
 
 from hopd.build import Parts
+from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
@@ -25,7 +25,7 @@ TINY_PROMPTS, TINY_TOKENS = 2, 32
 
 
 def preflight(parts: Parts) -> Iterator[str]:
-    """A sentence for every look that was taken; raises a `HopdError` at the first thing that cannot work."""
+    """Yields a sentence for every check; raises a `HopdError` at the first thing that cannot work."""
     yield from check_recipe(parts.recipe, parts.controller, parts.total_steps)
     yield f"prompts: {len(parts.prompts.prompts)}" + (
         f", and {parts.prompts.dropped} longer than {parts.recipe.rollout.prompt_tokens} tokens dropped"
@@ -48,32 +48,20 @@ def preflight(parts: Parts) -> Iterator[str]:
 
 
 def _tiny_prompts(parts: Parts) -> list[Prompt]:
-    """A few of the first step, and one for each teacher, so that all of them score."""
+    """Picks a few prompts of the first step, and one for each teacher, so that all of them score."""
     one_each = {prompt.teacher: prompt for prompt in reversed(parts.prompts.prompts)}
     chosen = [*parts.order.at(0)[:TINY_PROMPTS], *(one_each.values() if len(one_each) > 1 else ())]
     return list({prompt.id: prompt for prompt in chosen}.values())
 
 
 def _check_precision(parts: Parts) -> Iterator[str]:
-    """Not every CPU has instructions that multiply bf16, and without them it is the slower choice by far."""
-    if parts.recipe.training.precision == "bf16" and parts.student.device.type == "cpu":
-        slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
-        if slower > 2:
-            yield f"precision: this CPU multiplies bf16 {slower:.0f} times slower than fp32; write precision: fp32"
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a = torch.ones(256, 256, dtype=dtype)
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        a @ a
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    """Warns of a CPU that has no instructions for bf16: there it is the slower choice by far."""
+    if parts.recipe.training.precision == "bf16" and parts.student.device.type == "cpu" and not multiplies_bf16():
+        yield "precision: this CPU has no instructions that multiply bf16; write precision: fp32"
 
 
 def _check_teachers(parts: Parts) -> None:
-    """Every prompt's teacher is one of the recipe's."""
+    """Raises `RecipeError` unless every prompt's teacher is one of the recipe's."""
     for prompt in parts.prompts.prompts:
         if parts.recipe.teachers and prompt.teacher not in parts.recipe.teachers:
             raise RecipeError(
@@ -116,12 +104,12 @@ def _check_remote(parts: Parts) -> Iterator[str]:
 
 
 def _longest(parts: Parts) -> int:
-    """Tokens of the longest prompt and a full response."""
+    """Counts the tokens of the longest prompt and a full response."""
     return max(len(prompt.ids) for prompt in parts.prompts.prompts) + parts.recipe.rollout.full_tokens
 
 
 def _check_same_model_is_zero(parts: Parts, rollouts: list[Rollout]) -> str:
-    """Student == teacher must give no loss and no gradient."""
+    """Raises `ModelError` unless the student as its own teacher has no loss."""
     itself = LocalTeacher(parts.student, parts.recipe.rollout.temperature)
     worst = 0.0
     for batch in parts.learner.batches(rollouts, seed=0):
@@ -155,7 +143,7 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
             f"{moved:.3g}: none may be zero. Are student and teacher the same model?"
         )
     return (
-        f"a real step, taken back: loss {loss:.4f}, gradient norm {norm:.3g}, largest update {moved:.2g}; engine and "
+        f"a real step, rolled back: loss {loss:.4f}, gradient norm {norm:.3g}, largest update {moved:.2g}; engine and "
         f"learner agree to {mismatch:.1g} nats a token"
     )
 

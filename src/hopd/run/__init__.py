@@ -1,1 +1,1 @@
-"""What a run leaves and shows: its directory, checkpoints, ledger and progress. It knows no models but to save them."""
+"""Keeps what a run leaves and shows: directory, checkpoints, ledger, progress. It knows neither steps nor losses."""

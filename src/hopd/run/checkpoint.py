@@ -1,4 +1,4 @@
-"""Atomic checkpoints: a Hugging Face model directory, with what is needed to go on beside it.
+"""Writes and finds atomic checkpoints: a Hugging Face model directory, and what a resumed run needs beside it.
 
 There is no state of a random generator to save: every random number is a function of seed, step, prompt, sample and
 position. A checkpoint is written under another name and renamed when all of it is on disk, so one that can be found is
@@ -28,14 +28,14 @@ _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` loads with `from_pretrained`; `state` is the run after `step` complete steps."""
+    """Names a whole checkpoint: `path` loads with `from_pretrained`, `state` is the run after `step` complete steps."""
 
     path: Path
     step: int
 
     @property
     def state(self) -> dict[str, Any]:
-        """Raises `CheckpointError` if it is not what `save` wrote; so does `optimizer`."""
+        """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote; so does `optimizer`."""
         with self._explained():
             return json.loads((self.path / "state.json").read_text())
 
@@ -62,7 +62,8 @@ def save(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Raises `CheckpointError` when it cannot be written, for a full disk say; earlier checkpoints stay whole."""
+    """Writes a checkpoint. Raises `CheckpointError` when that fails, on a full disk for example; earlier ones stay
+    whole."""
     final = directory / f"step-{step:06d}"
     unfinished = directory / f"{_UNFINISHED}{final.name}"
     try:
@@ -91,7 +92,7 @@ def save(
 
 
 def find(directory: Path) -> list[Checkpoint]:
-    """The whole checkpoints, oldest first."""
+    """Returns the whole checkpoints, oldest first."""
     if not directory.is_dir():
         return []
     matches = [(path, _NAME.fullmatch(path.name)) for path in directory.iterdir()]

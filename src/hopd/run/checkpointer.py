@@ -22,7 +22,7 @@ class Weights(Protocol):
 
 
 class Checkpointer:
-    """`state` names what is saved as JSON besides the tensors, each by a function that gives it as it is then."""
+    """Saves weights, moments and `state`: JSON by name, from functions that return it as it is at that moment."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The files that a run leaves: its directory, lines of JSON that can be wound back, and atomic writing."""
+"""Keeps the files of a run: its directory, lines of JSON that a resumed run rewinds, and atomic writing."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CHANGEABLE_SECTIONS = ("evaluation", "checkpoint", "trackers")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader, or a resume, finds the old content or the new, never a part."""
+    """Replaces a file at once: a reader, or a resumed run, finds the old content or the new, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with _reported(path):
         temporary.write_text(text, encoding="utf-8")
@@ -44,7 +44,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class RunDirectory:
-    """`runs/NAME/`. Opening one that holds another run is an error, unless it is to be resumed."""
+    """Opens `runs/NAME/`. One that holds another run is an error, unless that is to be resumed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -57,7 +57,8 @@ class RunDirectory:
         write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=1))
 
     def latest_checkpoint(self, recipe: Recipe, resume: bool) -> Checkpoint | None:
-        """What to go on from. Raises `RecipeError` if there is another run, or any and `resume` is not set."""
+        """Returns what a resumed run starts from. Raises `RecipeError` if there is another run, or any and `resume` is
+        not set."""
         if not resume:
             self._check_empty()
             return None
@@ -96,7 +97,7 @@ class RunDirectory:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The lines of `metrics` or another of `LINES`; a half-written last one is left out."""
+        """Reads the lines of `metrics` or another of `LINES`, without a half-written last one."""
         path = self.path / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step under way is given up, what is complete is saved, the process exits."""
+"""Stops a run on SIGTERM or Ctrl-C: it abandons the current step, saves the complete ones, and exits."""
 
 import signal
 import threading
@@ -11,10 +11,11 @@ from hopd.processes import Processes
 
 
 class Interruption:
-    """While it is entered, SIGTERM and SIGINT raise `Interrupted`, at once inside `welcome` and at its next entry
-    otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised.
+    """Makes SIGTERM and SIGINT, while it is entered, raise `Interrupted`, at once inside `welcome` and at its next
+    entry otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised.
 
-    Python gives signals to the main thread alone: in another thread somebody must `tell`."""
+    Python gives signals to the main thread alone: in another thread somebody must `tell`.
+    """
 
     def __init__(self, together: bool = False):
         self.together = together
@@ -32,7 +33,7 @@ class Interruption:
 
     @contextmanager
     def welcome(self) -> Iterator[None]:
-        """Inside, nothing changes that outlives the step."""
+        """Lets a signal end the block at once: nothing inside changes what outlives the step."""
         self._welcome = not self.together
         self._raise_if_welcome()
         try:
@@ -46,7 +47,7 @@ class Interruption:
             raise Interrupted(self.signal or signal.SIGTERM)
 
     def tell(self, signum: int) -> None:
-        """As if the signal had come, from any thread: raises nothing here."""
+        """Acts as if the signal had come, from any thread; raises nothing here."""
         self.signal = signum
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run has cost: tokens, FLOPs, seconds. Persisted after every step, and never reset by a resume.
+"""Counts what a run has cost: tokens, FLOPs, seconds. Persisted after every step, and never reset by a resume.
 
 Two accounts. `run` is what the weights cost: it is saved with each checkpoint, and counts the same whether the run was
 interrupted or not. `redone` is work that an interruption threw away. Their sum is what was spent, and only grows.
@@ -24,7 +24,8 @@ from hopd.run.directory import write_atomically
 
 @dataclass
 class Account:
-    """Tokens: `prompt` tokens prefilled, `generated` by the student, `scored` by the teacher, `trained` (with loss).
+    """Adds up tokens: `prompt` tokens prefilled, `generated` by the student, `scored` by the teacher, `trained` (with
+    loss).
 
     `full_rollouts_tokens` is the full-rollout equivalent of `generated_tokens`: every rollout that the horizon cut
     counts as the full length, so it is the most that full rollouts would have generated. FLOPs and seconds are by
@@ -50,7 +51,7 @@ class Account:
 
     @property
     def cost(self) -> dict[str, float]:
-        """What the weights cost, as an evaluation names it."""
+        """Names what the weights cost, as an evaluation records it."""
         names = ("training_flops", "training_seconds", "generated_tokens", "trained_tokens")
         return {name: getattr(self, name) for name in names}
 
@@ -86,7 +87,7 @@ class Ledger:
         self.run, self.redone, self.pending = Account(), Account(), Account()
 
     def add(self, phase: str = "", flops: float = 0.0, **tokens: int) -> None:
-        """Tokens of one kind or several, and FLOPs of a phase. Nothing is ever taken away."""
+        """Adds tokens of one kind or several, and FLOPs of a phase. Nothing is ever subtracted."""
         for name, count in tokens.items():
             assert count >= 0
             setattr(self.pending, name, getattr(self.pending, name) + count)
@@ -131,13 +132,13 @@ class Ledger:
         return work
 
     def give_up(self) -> None:
-        """The work since the last commit will be done again."""
+        """Books the work since the last commit as lost: it will be done again."""
         self.redone, self.pending = self.redone + self.pending, Account()
         self.save()
 
     @property
     def spent(self) -> Account:
-        """Everything, the work that an interruption threw away included."""
+        """Adds the work that an interruption threw away."""
         return self.run + self.redone
 
     def save(self) -> None:
@@ -148,7 +149,7 @@ class Ledger:
         return asdict(self.run)
 
     def resume(self, state: dict[str, Any] | None) -> None:
-        """Goes on from a checkpoint's account (None: from the start); what the file has beyond it was lost."""
+        """Continues from a checkpoint's account (None: from the start); what the file holds beyond it was lost."""
         checkpoint = Account(**state) if state else Account()
         if self.path.exists():
             kept = json.loads(self.path.read_text())
@@ -158,7 +159,7 @@ class Ledger:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: on a GPU allocated there, else resident."""
+    """Returns the most bytes that this process has held: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""Says so where engine and learner give other log-probs of the same tokens than rounding explains."""
+"""Raises the alarm where the log-probs of engine and learner differ by more than rounding explains."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,15 @@ EXPLAINED = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explai
 
 @dataclass(frozen=True)
 class MismatchAlarm:
-    """`threshold` is in nats a token; `advice` says what to do beyond it."""
+    """Compares a step's mismatch with `threshold`, in nats a token; `advice` says what to do beyond it."""
 
     threshold: float
     advice: str
 
     @classmethod
     def of(cls, engine: str, precision: str, several_updates: bool, threshold: float | None = None) -> "MismatchAlarm":
-        """`several_updates`: later mini-batches of a step are trained by newer weights than those that sampled them."""
+        """Chooses threshold and advice. `several_updates`: later mini-batches of a step are trained by newer weights
+        than those that sampled them."""
         if several_updates:
             advice = "later mini-batches see newer weights than those that sampled: use larger ones, or"
         else:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+"""Shows a person how a run goes: a live line in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from hopd.horizon import Decision
 
 
 class Progress:
-    """Step, horizon and why it changed, KL, tokens a second, stop rate, time left."""
+    """Shows step, horizon and why it changed, KL, tokens a second, stop rate, time left."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None, every_seconds: float = 5.0):
         self.console = console or Console(quiet=quiet, highlight=False)
@@ -24,7 +24,7 @@ class Progress:
 
     @contextmanager
     def run(self, name: str, first: int, total: int) -> Iterator[None]:
-        """For the time of one run, of steps `first` to `total`."""
+        """Shows one run, of steps `first` to `total`, until the block ends."""
         self._name, self._first, self._total = name, first, total
         self._started, self._printed, self._tokens = time.perf_counter(), float("-inf"), None
         if first >= total:
@@ -59,7 +59,7 @@ class Progress:
         self.console.print(f"{text}", markup=False, soft_wrap=True)
 
     def _grows_steadily(self, tokens: int) -> bool:
-        """A progressive horizon changes at every step: its line shows it, a note a step would hide the rest."""
+        """Tells whether a horizon grows a little at every step: the live line shows that, notes would hide the rest."""
         assert self._tokens is not None
         return 0 < tokens - self._tokens <= 0.25 * self._tokens
 
@@ -79,7 +79,7 @@ def _thousands(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: 2 h 05 min, 3 min 20 s, 12 s."""
+    """Writes seconds for people: 2 h 05 min, 3 min 20 s, 12 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -15,7 +15,7 @@ from hopd.run.trackers import Trackers
 
 
 class Recorder:
-    """Every complete step goes to `metrics.jsonl` and `horizon.jsonl`, every evaluation to `evaluations.jsonl`,
+    """Sends every complete step to `metrics.jsonl` and `horizon.jsonl`, and every evaluation to `evaluations.jsonl`,
     `scores.jsonl` and `samples.jsonl`; `trackers` are names of accelerate's."""
 
     def __init__(

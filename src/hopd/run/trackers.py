@@ -9,7 +9,7 @@ from hopd.errors import RecipeError
 
 
 class Trackers:
-    """Raises `RecipeError` if the package of one is missing."""
+    """Opens the trackers. Raises `RecipeError` if the package of one is missing."""
 
     def __init__(self, names: Sequence[str], directory: Path):
         import torch  # what `check_trackers` needs is light
