@@ -87,11 +87,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, given = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             times_transposed(rows, weight.T).view(x.shape) if wants_x else None,
-            times_transposed(rows.T, given.T) if wants_weight else None,
+            times_transposed(rows.T, inputs.T) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 

@@ -36,9 +36,9 @@ class LanguageModel:
         self.sharding = Sharding()  # not sharded: this process has all weights
         self.recomputes = False  # gradient checkpointing, in passes with a gradient
         self._vocabulary: int | None = None
-        taken = inspect.signature(self.backbone.forward).parameters
-        self._takes_positions = "position_ids" in taken
-        self._cache = "cache" if "cache" in taken else "past_key_values"  # renamed in transformers 5.24
+        parameters = inspect.signature(self.backbone.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
         if self.backbone is model or self.output_layer is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)
@@ -109,9 +109,10 @@ class LanguageModel:
         """
         if self.recomputes:
             self._recompute(cache is None and torch.is_grad_enabled())
-        given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
+        takes = positions is not None and self._takes_positions
+        options: dict[str, Any] = {"position_ids": positions} if takes else {}
         hidden: Tensor = self.forward(
-            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **given
+            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **options
         ).last_hidden_state
         return hidden
 

@@ -41,7 +41,7 @@ def load(
 
         base = json.loads((path / ADAPTERS).read_text()).get("base_model_name_or_path")
         if not base:
-            raise ModelError(f"the adapters of {source} do not say what model they belong to (base_model_name_or_path)")
+            raise ModelError(f"the adapters of {source} do not name their base model (base_model_name_or_path)")
         adapted = load(base, dtype=dtype, device=device, layers=layers, trust_remote_code=trust_remote_code)
         load_adapters(adapted, path)
         adapted.name = source
