@@ -12,7 +12,7 @@ import yaml
 from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.horizon import Decision
-from hopd.objective import Detail, Full, Own, TopK
+from hopd.objective import Custom, Detail, Full, TopK
 from hopd.recipe import Recipe
 from hopd.run.progress import Progress
 
@@ -117,15 +117,13 @@ def test_an_estimator_and_a_teacher_of_ones_own_train_as_the_built_in_ones_do(ti
 
 
 def test_an_estimator_of_ones_own_has_what_the_built_in_ones_have():
-    own = Own("mine:Scaled", {"factor": 1.0})
+    own = Custom("mine:Scaled", {"factor": 1.0})
     assert (own.needs, own.gamma, own.k) == (Detail.VOCABULARY, Full().gamma, Full().k)
     assert TopK(k=4).k == 4
 
 
 def test_an_estimator_that_averages_is_refused(tiny):
-    with pytest.raises(
-        RecipeError, match=r"'mine:Mean': per_token gives a loss of the shape \(\); it must be one number"
-    ):
+    with pytest.raises(RecipeError, match=r"'mine:Mean': per_token returned a loss of shape \(\); return one number"):
         loss_of(tiny, "mean", objective={"estimator": "mine:Mean", "factor": 1.0})
 
 

@@ -1,4 +1,4 @@
-"""What one process does with memory that it frees, in another process."""
+"""Checks, in processes of their own, whether freed memory stays with the process."""
 
 import subprocess
 import sys
@@ -32,14 +32,14 @@ print(filled - resident())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc, and /proc")
 @pytest.mark.parametrize("keep", [True, False])
-def test_freed_memory_stays_with_the_process_only_if_asked(keep):
+def test_freed_memory_stays_with_the_process_only_after_keep_freed_memory(keep):
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], capture_output=True, text=True, check=True)
     given_back, size = int(done.stdout), 64 * 2**22
     assert given_back < 0.1 * size if keep else given_back > 0.9 * size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_a_run_asks_for_it_and_loading_a_model_does_not(tiny, monkeypatch):
+def test_a_run_keeps_freed_memory_and_loading_a_model_does_not(tiny, monkeypatch):
     asked = []
     library = SimpleNamespace(mallopt=lambda *option: asked.append(option))
     monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: library))

@@ -1,4 +1,4 @@
-"""Attention as matrix products, against torch's own: values and gradients."""
+"""Compares attention as matrix products with torch's own: values and gradients."""
 
 import platform
 from pathlib import Path
@@ -42,8 +42,8 @@ class Layer(nn.Module):
 
 @settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
-def test_grouped_attention_is_that_of_torch(rows, groups, shared, length, seed, added):
-    """Any number of rows, key heads and query heads to a key head, and a mask of either kind."""
+def test_grouped_attention_equals_torchs(rows, groups, shared, length, seed, added):
+    """It varies sequences, key heads, query heads per key head, and the kind of mask."""
     query = random(rows, groups * shared, 1, 8, seed=seed)
     key, value = random(rows, groups, length, 8, seed=seed + 1), random(rows, groups, length, 8, seed=seed + 2)
     mask = random(rows, 1, 1, length, seed=seed + 3) > 0
@@ -57,7 +57,7 @@ def test_grouped_attention_is_that_of_torch(rows, groups, shared, length, seed, 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
-def test_fused_grouped_attention_is_grouped_attention(rows, groups, shared, length, seed, added):
+def test_fused_grouped_attention_equals_grouped_attention(rows, groups, shared, length, seed, added):
     query = random(rows, groups * shared, 8, seed=seed)
     key, value = random(rows, groups, length, 8, seed=seed + 1), random(rows, groups, length, 8, seed=seed + 2)
     mask = random(rows, 1, 1, length, seed=seed + 3) > 0
@@ -69,20 +69,20 @@ def test_fused_grouped_attention_is_grouped_attention(rows, groups, shared, leng
     torch.testing.assert_close(found, expected[:, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_decodes_the_same_by_the_fused_kernels(monkeypatch):
-    """Ragged prompts, so with a mask, through growth of the cache: what a GPU does where there is no decoder for it."""
+def test_a_model_decodes_the_same_with_the_fused_kernels(monkeypatch):
+    """Prompts are ragged, so there is a mask, and the cache grows: a GPU does this for models without a decoder."""
     model, prompts = load(QUICKSTART), [Prompt(i, torch.arange(4, 7 + 2 * i)) for i in range(4)]
     monkeypatch.setattr("hopd.rollout.native.acceleration.decodes_by_kernels", lambda model: False)
     expected, called = NativeEngine(model).sample(prompts, 80, Sampling(), 0), []
-    monkeypatch.setattr(attention, "fuses", lambda query: called.append(1) or True)
+    monkeypatch.setattr(attention, "prefers_fused", lambda query: called.append(1) or True)
     for a, b in zip(NativeEngine(model).sample(prompts, 80, Sampling(), 0), expected, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
     assert called
 
 
-def test_one_query_a_row_goes_to_the_fused_kernels_on_a_gpu(monkeypatch):
-    """The meta device stands for it: it computes nothing, but takes the same way."""
+def test_one_query_per_sequence_uses_the_fused_kernels_on_a_gpu(monkeypatch):
+    """The meta device replaces a GPU: it computes nothing, but takes the same path."""
     called = []
     monkeypatch.setattr(
         attention, "fused_grouped_attention", lambda *given: called.append(1) or fused_grouped_attention(*given)
@@ -95,7 +95,7 @@ def test_one_query_a_row_goes_to_the_fused_kernels_on_a_gpu(monkeypatch):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2 * QUERIES + 5), st.integers(0, 1000))
-def test_blockwise_attention_and_its_gradients_are_those_of_torch(rows, groups, shared, length, seed):
+def test_blockwise_attention_and_its_gradients_equal_torchs(rows, groups, shared, length, seed):
     shapes = ((groups * shared, 8), (groups, 8), (groups, 6))
     qkv = [random(rows, n, length, w, seed=seed + i).requires_grad_() for i, (n, w) in enumerate(shapes)]
     grad = random(rows, length, groups * shared, 6, seed=seed + 3)
@@ -107,7 +107,7 @@ def test_blockwise_attention_and_its_gradients_are_those_of_torch(rows, groups, 
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_has_a_mask_or_a_cache_goes_to_torch():
+def test_calls_with_a_mask_or_a_cache_go_to_torch():
     query, key = random(2, 4, 3, 8, seed=0), random(2, 2, 5, 8, seed=1)
     mask = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2)
     expected, _ = sdpa_attention_forward(Layer(2), query, key, key, mask)
@@ -115,8 +115,8 @@ def test_what_has_a_mask_or_a_cache_goes_to_torch():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_model_trains_the_same_with_either(monkeypatch):
-    """And the name does reach the model: its layers call the function."""
+def test_a_model_has_the_same_gradients_with_either_attention(monkeypatch):
+    """The registered name reaches the model: each of its layers calls the function."""
     model, ids = load(QUICKSTART), torch.randint(3, 40, (3, 150), generator=torch.Generator().manual_seed(0))
     called = []
     apply = BlockwiseAttention.apply
@@ -139,7 +139,7 @@ CPUS = {"AMX": {"amx_bf16": True, "avx512_bf16": True}, "AVX-512": {"avx512_bf16
     ("cpu", "precision", "longest"),
     [("AMX", "bf16", 512), ("AVX-512", "bf16", 128), ("older", "bf16", 0), ("AMX", "fp32", 0), ("older", "fp32", 0)],
 )
-def test_the_choice_follows_from_precision_cpu_and_length(monkeypatch, cpu, precision, longest):
+def test_the_attention_choice_follows_from_precision_cpu_and_length(monkeypatch, cpu, precision, longest):
     monkeypatch.setattr("hopd.compute.products._capabilities", lambda: CPUS[cpu])
     model = load(QUICKSTART, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
     for length in (1, 64, 128, 129, 512, 513, 4096):
@@ -149,7 +149,7 @@ def test_the_choice_follows_from_precision_cpu_and_length(monkeypatch, cpu, prec
         assert precision in why
 
 
-def test_what_torch_says_of_this_cpu_is_what_the_system_says():
+def test_torch_and_the_system_agree_on_this_cpus_instructions():
     cpus = Path("/proc/cpuinfo")
     if not cpus.exists() or platform.machine() != "x86_64":
         pytest.skip("needs /proc/cpuinfo of an x86 processor")
@@ -158,24 +158,24 @@ def test_what_torch_says_of_this_cpu_is_what_the_system_says():
     assert multiplies_bf16() == bool({"amx_bf16", "avx512_bf16"} & features)
 
 
-def test_there_is_no_choice_for_a_model_with_another_attention():
+def test_a_model_with_another_attention_keeps_it():
     model = load(QUICKSTART)
     model.model.set_attn_implementation("eager")
     assert choose_attention(model, 64, 256)[0] == "eager"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_choice_is_made_in_the_precision_of_the_training(tiny, precision):
+def test_the_attention_choice_uses_the_precision_of_training(tiny, precision):
     run = Distiller.of(Recipe.load(tiny, [f"training.precision={precision}", "training.attention=auto"]))
     assert any(note.startswith("attention: ") and f"in {precision}" in note for note in run.parts.notes)
 
 
-def test_a_resumed_run_keeps_the_choice(tiny):
+def test_a_resumed_run_keeps_the_attention_choice(tiny):
     Distiller.of(Recipe.load(tiny, ["training.attention=matmul"])).train()
     checkpoint = Distiller.of(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)
     assert attention_of(checkpoint.parts.student) == MATMUL
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hopd.build.assembly.choose_attention", lambda *given: pytest.fail("it measured again"))
+        patch.setattr("hopd.build.assembly.choose_attention", lambda *given: pytest.fail("it chose again"))
         auto = Distiller.of(Recipe.load(tiny, ["training.attention=auto"]), resume=True)
     assert attention_of(auto.parts.student) == MATMUL
     assert all(attention_of(teacher) == MATMUL for teacher in auto.parts.teachers.values())

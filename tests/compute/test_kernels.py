@@ -1,4 +1,4 @@
-"""Each kernel against the same sums in float64; NaN goes in and comes out."""
+"""Compares each kernel with the same computation in float64; NaN stays NaN."""
 
 import os
 import subprocess
@@ -27,12 +27,12 @@ def normed(x, weight):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 150), DTYPES, st.booleans(), st.integers(0, 1000))
-def test_a_norm_and_its_gradients(rows, width, dtype, adds, seed):
+def test_a_norm_and_its_gradients_equal_the_reference(rows, width, dtype, adds, seed):
     x, weight = random(rows, width, seed=seed, dtype=dtype), random(width, seed=seed + 1, dtype=dtype)
     added, grad = (random(rows, width, seed=seed + i, dtype=dtype) for i in (2, 3))
     summed = x + added if adds else x.clone()
     out = kernels.norm(x, weight, EPS, added if adds else None)
-    assert torch.equal(x, summed)  # what the layers pass on
+    assert torch.equal(x, summed)  # the sum, which is the residual stream
     exact = summed.double().requires_grad_(), weight.double().requires_grad_()
     expected = normed(*exact)
     expected.backward(grad.double())
@@ -44,7 +44,7 @@ def test_a_norm_and_its_gradients(rows, width, dtype, adds, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 150), DTYPES, st.sampled_from([1.0, 30.0]), st.integers(0, 1000))
-def test_a_gated_activation_and_its_gradients(rows, width, dtype, scale, seed):
+def test_a_gated_activation_and_its_gradients_equal_the_reference(rows, width, dtype, scale, seed):
     both = random(rows, 2 * width, seed=seed, dtype=dtype, scale=scale)
     gate, up = both.chunk(2, dim=-1)
     grad = random(rows, width, seed=seed + 1, dtype=dtype)
@@ -62,7 +62,7 @@ def test_a_gated_activation_and_its_gradients(rows, width, dtype, scale, seed):
     st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.sampled_from([16, 32, 48, 64, 128, 256]),
     st.integers(0, 70), DTYPES, st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
-def test_one_query_a_row_attends_from_its_first_position_to_itself(
+def test_one_query_per_sequence_attends_from_its_first_position_to_itself(
     rows, groups, share, width, end, dtype, has_norms, seed
 ):
     heads, capacity, scale = groups * share, end + 3, width**-0.5
@@ -95,7 +95,7 @@ def test_one_query_a_row_attends_from_its_first_position_to_itself(
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 def test_nan_stays_nan(dtype):
-    """bf16 is rounded by whole numbers, where NaN could become any number."""
+    """bf16 is rounded by integer arithmetic, which could turn NaN into a number."""
     x, weight = torch.ones(2, 32, dtype=dtype), torch.ones(32, dtype=dtype)
     x[1, 3] = float("nan")
     assert kernels.norm(x.clone(), weight, EPS).isnan().any(-1).tolist() == [False, True]
@@ -110,8 +110,10 @@ def test_nan_stays_nan(dtype):
 
 
 def test_without_kernels_rollouts_are_the_same(tmp_path):
-    """No compiler, kernels switched off, and kernels, in processes whose cache is empty: greedy tokens, and the note
-    that says what decodes them."""
+    """Greedy tokens agree, and the note is right, without a compiler, with kernels turned off, and with kernels.
+
+    Each runs in a process of its own, whose cache of kernels is empty.
+    """
     script = (
         "import torch; from hopd.model import load; from hopd.rollout import NativeEngine, Prompt, Sampling\n"
         "from hopd.rollout.native.acceleration import decoding_note\n"

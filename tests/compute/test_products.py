@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN are those of torch, and so are their gradients."""
+"""Compares matrix products by oneDNN, and their gradients, with torch's."""
 
 import pytest
 import torch
@@ -22,8 +22,8 @@ def random(*shape, seed):
 @settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 70), st.integers(1, 40), st.booleans(), st.integers(0, 1000))
 @needs_packing
-def test_a_packed_projection_is_a_projection(rows, inputs, outputs, with_bias, seed):
-    """For the number of rows that it was packed for, and for any other."""
+def test_a_packed_projection_equals_torchs(rows, inputs, outputs, with_bias, seed):
+    """This holds for the number of rows that it was packed for, and for any other."""
     weight, bias = random(outputs, inputs, seed=seed), random(outputs, seed=seed + 1) if with_bias else None
     project = packed(weight, bias, rows=64)
     x = random(rows, 1, inputs, seed=seed + 2)
@@ -32,7 +32,7 @@ def test_a_packed_projection_is_a_projection(rows, inputs, outputs, with_bias, s
 
 @pytest.mark.parametrize("inputs", [64, 1100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_projection_is_one_whatever_it_is_computed_with(inputs, dtype):
+def test_a_projection_for_decoding_equals_torchs_in_any_size_and_dtype(inputs, dtype):
     weight, bias = random(1000, inputs, seed=0).to(dtype), random(1000, seed=1).to(dtype)
     x = random(5, 1, inputs, seed=2).to(dtype)
     for offset in (bias, None):
@@ -43,8 +43,8 @@ def test_a_projection_is_one_whatever_it_is_computed_with(inputs, dtype):
 
 @pytest.fixture
 def by_onednn(monkeypatch):
-    """As on a CPU where oneDNN is faster than MKL, for matrices of any size."""
-    monkeypatch.setattr(products, "_mkl_holds_back", lambda: True)
+    """Uses oneDNN for matrices of any size, as on a CPU where MKL is slow, and returns its calls."""
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
     monkeypatch.setattr(products, "SMALL", 0)
     asked = []
     real = products._onednn
@@ -62,9 +62,9 @@ def gradients(compute, *tensors):
 @needs_packing
 @settings(max_examples=30)
 @given(st.integers(0, 40), wholes, wholes, wholes, st.booleans(), st.integers(0, 1000))
-def test_a_linear_layer_and_its_gradients_are_those_of_torch(rows, length, inputs, outputs, with_bias, seed):
+def test_a_linear_layer_and_its_gradients_equal_torchs(rows, length, inputs, outputs, with_bias, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "_mkl_holds_back", lambda: True)
+        patch.setattr(products, "_mkl_is_slow", lambda: True)
         patch.setattr(products, "SMALL", 0)
         given_tensors = [random(rows, length, inputs, seed=seed), random(outputs, inputs, seed=seed + 1)]
         given_tensors += [random(outputs, seed=seed + 2)] if with_bias else []
@@ -74,8 +74,8 @@ def test_a_linear_layer_and_its_gradients_are_those_of_torch(rows, length, input
 
 
 @needs_packing
-def test_a_gradient_may_be_one_number_that_is_repeated(by_onednn):
-    """`sum().backward()` hands down a gradient with strides of zero."""
+def test_a_gradient_with_strides_of_zero_is_accepted(by_onednn):
+    """`sum().backward()` passes on such a gradient."""
     x, weight = random(5, 7, seed=0), random(3, 7, seed=1)
     found = [t.requires_grad_() for t in (x.clone(), weight.clone())]
     linear(*found).sum().backward()
@@ -85,7 +85,7 @@ def test_a_gradient_may_be_one_number_that_is_repeated(by_onednn):
 
 @needs_packing
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_what_needs_no_gradient_gets_none(by_onednn, frozen):
+def test_frozen_tensors_get_no_gradient(by_onednn, frozen):
     tensors = [random(5, 7, seed=0), random(3, 7, seed=1)]
     tensors[1 - frozen].requires_grad_()
     linear(*tensors).sum().backward()
@@ -94,7 +94,7 @@ def test_what_needs_no_gradient_gets_none(by_onednn, frozen):
 
 
 @needs_packing
-def test_the_head_and_its_gradients_are_those_of_torch(by_onednn):
+def test_the_head_and_its_gradients_equal_torchs(by_onednn):
     hidden, weight = random(30, 16, seed=0), random(50, 16, seed=1)
 
     def loss(hidden, weight):
@@ -113,11 +113,11 @@ def test_the_head_and_its_gradients_are_those_of_torch(by_onednn):
         return nn.functional.cross_entropy(hidden @ weight.T, torch.arange(30) % 50, reduction="sum")
 
     torch.testing.assert_close(gradients(loss, hidden, weight), gradients(reference, hidden, weight))
-    assert len(by_onednn) == 3 * 5  # of five chunks: logits, and two gradients
+    assert len(by_onednn) == 3 * 5  # five chunks, each with logits and two gradients
 
 
 @needs_packing
-def test_a_model_trains_with_it_and_is_as_it_was_afterwards(by_onednn):
+def test_a_model_trains_with_onednn_and_is_restored_afterwards(by_onednn):
     model = load("package:hopd/quickstart/student")
     by_onednn.clear()
     ids, found = torch.arange(24).view(2, 12) % 14, []
@@ -132,8 +132,8 @@ def test_a_model_trains_with_it_and_is_as_it_was_afterwards(by_onednn):
     assert not any("forward" in vars(module) for module in model.model.modules())
 
 
-def test_matrices_of_a_few_weights_stay_with_torch(monkeypatch):
-    monkeypatch.setattr(products, "_mkl_holds_back", lambda: True)
+def test_small_matrices_stay_with_torch(monkeypatch):
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
     assert for_training(nn.Parameter(torch.zeros(8, 8)), None) is None
     assert for_training(nn.Parameter(torch.zeros(512, 512)), None) is not None
     assert for_training(nn.Parameter(torch.zeros(512, 512, dtype=torch.bfloat16)), None) is None

@@ -66,7 +66,7 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
         horizon.build_window({"kind": "first", "token": 1})
 
 
-def test_the_full_length_is_given_beside_the_mapping_and_not_in_it() -> None:
+def test_the_full_length_is_an_argument_and_no_option_of_the_mapping() -> None:
     with pytest.raises(RecipeError, match="'full' has no option 'full_tokens'; it takes none"):
         horizon.build({"controller": "full", "full_tokens": 50}, full_tokens=100)
 
@@ -89,12 +89,12 @@ def test_a_missing_option_is_named() -> None:
         {"controller": "staged", "stages": {0: "512"}},
     ],
 )
-def test_a_value_of_the_wrong_type_is_an_error_for_a_person(spec: dict[str, Any]) -> None:
+def test_a_value_of_the_wrong_type_is_a_recipe_error(spec: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         horizon.build(spec, full_tokens=1000)
 
 
-def test_a_segment_of_words_is_an_error_for_a_person() -> None:
+def test_a_segment_between_words_is_a_recipe_error() -> None:
     with pytest.raises(RecipeError, match="window 'segment' cannot be made of"):
         horizon.build_window({"kind": "segment", "start": "a", "end": "b"})
 

@@ -72,7 +72,7 @@ def test_progressive_never_shrinks(controller: Progressive, one: int, other: int
     assert controller.decide(early).tokens <= controller.decide(late).tokens
 
 
-def test_progressive_grows_at_every_other_step_when_told_so_and_stops_at_the_full_length() -> None:
+def test_progressive_with_every_2_grows_at_every_other_step_and_stops_at_the_full_length() -> None:
     controller = Progressive(10, start=4, increment=3, every=2)
     assert [controller.decide(step).tokens for step in range(7)] == [4, 4, 7, 7, 10, 10, 10]
 
@@ -87,7 +87,7 @@ def test_progressive_says_when_it_has_become_full() -> None:
     ("ratio", "full", "tokens"),
     [(0.5, 15360, 7680), (0.25, 15360, 3840), (0.1, 15360, 1536), (0.025, 15360, 384), (0.1, 360, 36), (1.0, 7, 7)],
 )
-def test_truncated_takes_its_share_of_the_full_length(ratio: float, full: int, tokens: int) -> None:
+def test_truncated_keeps_its_ratio_of_the_full_length(ratio: float, full: int, tokens: int) -> None:
     assert Truncated(full, ratio=ratio).decide(0).tokens == tokens
 
 
@@ -117,9 +117,7 @@ def test_full_is_the_full_length_at_every_step() -> None:
 
 @unhurried
 @given(controllers, st.lists(steps, min_size=1, max_size=5))
-def test_a_schedule_decides_alike_whatever_was_asked_or_observed_before(
-    controller: Controller, asked: list[int]
-) -> None:
+def test_decisions_of_a_schedule_do_not_depend_on_earlier_calls(controller: Controller, asked: list[int]) -> None:
     before: list[Decision] = [controller.decide(step) for step in asked]
     for step, decision in zip(asked, before, strict=True):
         controller.observe(evidence(step, decision.tokens))
@@ -128,7 +126,7 @@ def test_a_schedule_decides_alike_whatever_was_asked_or_observed_before(
 
 @unhurried
 @given(controllers, steps)
-def test_a_controller_that_loads_a_written_state_decides_like_the_one_that_saved_it(
+def test_a_controller_that_loads_a_saved_state_decides_like_the_one_that_saved_it(
     controller: Controller, step: int
 ) -> None:
     controller.observe(evidence(step, controller.decide(step).tokens))
@@ -147,7 +145,7 @@ def test_a_ratio_above_one_is_an_error_that_offers_tokens(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, float("nan"), float("inf")])
-def test_a_ratio_that_is_no_share_is_an_error_that_gives_the_range(ratio: float) -> None:
+def test_a_ratio_out_of_range_is_an_error_that_names_the_range(ratio: float) -> None:
     with pytest.raises(RecipeError, match=r"ratio must be in \(0, 1\]"):
         Truncated(1000, ratio=ratio)
 
@@ -163,7 +161,7 @@ def test_more_tokens_than_the_full_length_is_an_error_that_says_what_to_raise_or
         Truncated(100, tokens=101)
 
 
-def test_a_start_beyond_the_full_length_is_an_error_that_names_both() -> None:
+def test_a_start_above_the_full_length_is_an_error_that_names_both() -> None:
     with pytest.raises(RecipeError, match="start must be at most the full length 100, got 101"):
         Progressive(100, start=101, increment=1)
 
@@ -196,7 +194,7 @@ def test_progressive_names_the_number_that_is_wrong(options: dict[str, int], sen
         ({0: 10, 2.5: 5}, r"the step of a horizon stage must be a whole number, got 2\.5"),
     ],
 )
-def test_stages_that_cannot_be_followed_are_an_error(stages: dict[int, int], sentence: str) -> None:
+def test_stages_that_make_no_schedule_are_an_error(stages: dict[int, int], sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
         Staged(100, stages)
 

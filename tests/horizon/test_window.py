@@ -81,6 +81,6 @@ def test_a_window_without_a_whole_number_of_tokens_is_an_error(kind: type, token
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1), (10, 20)])
-def test_a_segment_outside_the_rollout_is_an_error_that_gives_the_range(start: float, end: float) -> None:
+def test_a_segment_outside_the_rollout_is_an_error_that_names_the_range(start: float, end: float) -> None:
     with pytest.raises(RecipeError, match=r"0 <= start < end <= 1 \(fractions of the rollout\)"):
         Segment(start, end)

@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what stays, what is saved, and the base model as teacher."""
+"""Tests adapters: which weights are trained, kept and saved, and the base model as teacher."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ IDS = torch.arange(1, 25).view(2, 12)
 
 
 def adapted(seed=0):
-    """The quickstart's student with adapters that do something."""
+    """Returns the quickstart's student with adapters whose B is not zero."""
     model = load(STUDENT)
     add_adapters(model, rank=4, alpha=8, targets="all-linear", seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -72,13 +72,14 @@ def test_a_run_trains_adapters_alone_and_resumes_to_the_same_bits(tmp_path, prec
     whole = distil(recipe(tmp_path, "whole", **settings))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     base = load(STUDENT, dtype=dtype).model.state_dict()
-    for name, tensor in whole.student.model.state_dict().items():
+    masters = whole.parts.learner.optimizer.masters
+    for name, tensor in whole.parts.student.model.state_dict().items():
         if ".lora_" in name:
-            assert name in whole.optimizer.masters
+            assert name in masters
         else:
-            assert name not in whole.optimizer.masters
+            assert name not in masters
             assert torch.equal(tensor.cpu(), base[name.replace(".base_layer", "")])
-    assert any(float(m.abs().max()) > 0 for name, m in whole.optimizer.masters.items() if "lora_B" in name)
+    assert any(float(m.abs().max()) > 0 for name, m in masters.items() if "lora_B" in name)
 
     distil(recipe(tmp_path, "parts", **settings))
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-000006")
@@ -105,7 +106,7 @@ def test_peft_itself_loads_a_checkpoint(tmp_path):
         )
 
 
-def test_eval_takes_a_checkpoint_of_adapters(tmp_path, command):
+def test_eval_accepts_a_checkpoint_of_adapters(tmp_path, command):
     distil(recipe(tmp_path))
     (tmp_path / "recipe.yaml").write_text((tmp_path / "run" / "recipe.yaml").read_text())
     ended = command("eval", tmp_path / "run" / "checkpoints" / "step-000006", "recipe.yaml", "--out", "measured.json")
@@ -115,7 +116,7 @@ def test_eval_takes_a_checkpoint_of_adapters(tmp_path, command):
     assert {key: in_training[key] for key in measured} == measured
 
 
-def test_rollouts_go_through_the_adapters():
+def test_rollouts_use_the_adapters():
     model = adapted()
     prompts = [Prompt(0, torch.tensor([1, 2, 3])), Prompt(1, torch.tensor([4, 5]))]
     rollouts = NativeEngine(model).sample(prompts, 20, Sampling(), seed=0)
@@ -139,7 +140,7 @@ def test_without_adapters_the_model_is_its_base():
 def test_new_adapters_change_nothing_and_are_a_function_of_the_seed():
     made = []
     for seed in (1, 1, 2):
-        torch.rand(seed)  # whatever was drawn before
+        torch.rand(seed)  # earlier draws must not matter
         model = load(STUDENT)
         add_adapters(model, rank=4, alpha=8, targets=["q_proj"], seed=seed)
         assert torch.equal(log_probs(model), log_probs(load(STUDENT)))
@@ -164,7 +165,7 @@ def test_merged_weights_compute_the_same():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A directory of adapters, and the model that it was saved from."""
+    """Returns a directory of adapters, and the model from which it was saved."""
     model = adapted()
     model.model.peft_config["default"].base_model_name_or_path = STUDENT
     model.model.save_pretrained(tmp_path / "adapters")
@@ -172,7 +173,7 @@ def saved(tmp_path):
 
 
 def test_the_base_teaches_a_student_that_came_with_adapters(tmp_path, saved):
-    """The student goes back to its base; there is one copy of the weights."""
+    """The student learns its base back, and there is one copy of the weights."""
     directory, _ = saved
     back = recipe(
         tmp_path,
@@ -201,7 +202,7 @@ def test_without_a_lora_section_adapters_are_merged_into_the_student(tmp_path, s
     torch.testing.assert_close(log_probs(plain), log_probs(model), rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_work_is_said(tmp_path, saved):
+def test_adapters_that_cannot_work_are_errors_that_say_why(tmp_path, saved):
     directory, _ = saved
     with pytest.raises(RecipeError, match="rank 4 and alpha 8; write the same"):
         load_models(recipe(tmp_path, student={"model": str(directory)}, lora={"rank": 2, "alpha": 8}), "cpu")

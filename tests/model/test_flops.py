@@ -1,4 +1,4 @@
-"""FLOPs against torch's own counter, and the ledger's arithmetic."""
+"""Compares FLOPs with torch's own counter, and tests the ledger's arithmetic."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_forward_pass_costs_what_torch_counts(kind):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.head.logits(model.hidden(torch.arange(length)[None])[0])
     cost = PassCost.of(model)
-    # torch counts the whole attention square, the ledger only the past: take the difference into account.
+    # torch counts the whole square of attention scores, hopd only the past.
     future = cost.attention * (length**2 - length * (length + 1) / 2)
     assert cost.forward([length], length) + future == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -55,13 +55,13 @@ def test_a_training_pass_costs_what_torch_counts(adapters):
     cost = PassCost.of(model)
     future = 3 * cost.attention * (length**2 - length * (length + 1) / 2)
     counted = cost.forward([length], length) + cost.backward([length], length) + future
-    # With adapters torch needs no gradient of what goes into the first layer.
+    # With adapters torch computes no gradient of the first layer's input.
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1 if adapters else 0.01)
     assert cost.trained < 0.3 if adapters else cost.trained == 1
 
 
 def test_generating_costs_one_pass_over_prompt_and_response():
-    """Apart from the head, which decoding needs at fewer positions, and the last token, which is not read."""
+    """Decoding needs the head at response positions only, and never reads the last token."""
     cost = PassCost.of(load(STUDENT))
     p, t = 10, 50
     assert cost.generate([(p, t)], [p]) == pytest.approx(cost.forward([p + t - 1], t))
@@ -87,7 +87,7 @@ def test_accounts_add_and_subtract(a, b):
 
 
 class Twice(Processes):
-    """Sums as two processes with equal work do."""
+    """Sums like two processes with equal work."""
 
     def sum(self, tensor):
         return 2 * tensor
@@ -98,7 +98,7 @@ def work(ledger, tokens):
     ledger.commit(Processes())
 
 
-def test_a_resume_never_takes_back_what_was_spent(tmp_path):
+def test_a_resume_never_reduces_the_costs(tmp_path):
     ledger = Ledger(tmp_path / "ledger.json")
     work(ledger, 100)
     checkpoint = ledger.state_dict()
@@ -120,7 +120,7 @@ def test_a_resume_never_takes_back_what_was_spent(tmp_path):
     assert json.loads((tmp_path / "ledger.json").read_text())["redone"]["generated_tokens"] == 200
 
 
-def test_work_that_was_given_up_is_spent_but_not_the_runs(tmp_path):
+def test_abandoned_work_counts_as_spent_but_not_as_the_runs(tmp_path):
     ledger = Ledger(tmp_path / "ledger.json")
     ledger.add("rollout", 7.0, generated_tokens=3)
     ledger.give_up()
@@ -129,7 +129,7 @@ def test_work_that_was_given_up_is_spent_but_not_the_runs(tmp_path):
     assert ledger.spent.flops == {"rollout": 7.0}
 
 
-def test_a_commit_adds_up_the_processes(tmp_path):
+def test_a_commit_sums_over_the_processes(tmp_path):
     ledger = Ledger(tmp_path / "ledger.json")
     ledger.add("rollout", 7.0, generated_tokens=3)
     with ledger.phase("rollout"):

@@ -45,7 +45,7 @@ def test_the_bucket_is_a_lower_bound_that_grows_with_k(seed, k):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0, 1), st.integers(0, 1000))
-def test_credit_is_the_discounted_sum_of_what_follows(lengths, gamma, seed):
+def test_credit_is_the_discounted_sum_of_later_signals(lengths, gamma, seed):
     row = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
     position = torch.cat([torch.arange(n) for n in lengths])
     r = torch.randn(len(row), generator=torch.Generator().manual_seed(seed)).double()
@@ -70,6 +70,6 @@ def test_credit_is_the_discounted_sum_of_what_follows(lengths, gamma, seed):
         (Sampled, {"importance_cap": -1.0}, "positive"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(estimator, options, sentence):
+def test_values_out_of_range_are_errors(estimator, options, sentence):
     with pytest.raises(RecipeError, match=sentence):
         estimator(**options)

@@ -1,4 +1,4 @@
-"""Every objective against a plain float64 reference on whole logits, value and gradient."""
+"""Compares every objective, value and gradient, with a plain float64 reference on whole logits."""
 
 import math
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def setup(seed=0, scale=1.0, softcap=None, bias=True):
 
 
 def reference(objective, hidden, head, signal, at, temperature=1.0):
-    """Written out plainly, position by position, from the definitions."""
+    """Computes the loss position by position, straight from the definitions."""
     logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
     logits = logits * head.scale
     if head.softcap:
@@ -109,11 +109,11 @@ def test_value_and_gradient_equal_the_reference(objective, temperature, scale, s
     expected_gradients = torch.autograd.grad(expected, leaves)
 
     signal = HiddenSignal(signal.head, signal.hidden, temperature)
-    # Chunks of two positions: sums over chunks must not show.
+    # Chunks of two positions: the result must not depend on them.
     loss, _ = distillation_loss(objective, head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V)
     gradients = torch.autograd.grad(loss, leaves)
 
-    # Logits are float32 by design, so that is the precision to hold.
+    # Logits are float32 by design, which limits the precision.
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
@@ -172,7 +172,7 @@ def test_tokens_of_weight_zero_change_nothing():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 100))
-def test_the_chunk_size_does_not_show(positions, chunk, seed):
+def test_the_chunk_size_does_not_change_the_result(positions, chunk, seed):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(V, D, generator=g, requires_grad=True)
     hidden = torch.randn(positions, D, generator=g, requires_grad=True)
@@ -186,8 +186,8 @@ def test_the_chunk_size_does_not_show(positions, chunk, seed):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_the_blocks_of_a_chunk_do_not_show(objective, monkeypatch):
-    """Blocks of two positions in chunks of five; the teacher's logits are projected chunk by chunk too."""
+def test_the_block_size_does_not_change_the_result(objective, monkeypatch):
+    """It uses blocks of two positions in chunks of five; the teacher's logits are projected chunk by chunk too."""
     results = []
     for block, chunk in ((N, N), (2, 5)):
         hidden, head, signal, at = setup()
@@ -198,7 +198,7 @@ def test_the_blocks_of_a_chunk_do_not_show(objective, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_teachers_logits_are_the_same_in_whatever_steps_they_are_asked_for():
+def test_a_teachers_logits_do_not_depend_on_the_steps_in_which_they_are_read():
     _, _, signal, at = setup()
     whole = signal.log_probs(slice(0, N))
     for steps in ([(0, 3), (3, 6), (6, 11)], [(9, 11), (0, 2), (1, 8)]):
@@ -212,7 +212,7 @@ def test_a_teachers_logits_are_the_same_in_whatever_steps_they_are_asked_for():
 
 
 def test_a_second_backward_pass_is_refused():
-    """The gradient was scaled in place by the first."""
+    """The first has scaled the gradient in place."""
     hidden, head, signal, at = setup()
     loss, _ = distillation_loss(Full(), head, hidden, signal, at)
     loss.backward(retain_graph=True)
@@ -221,7 +221,7 @@ def test_a_second_backward_pass_is_refused():
 
 
 def test_a_bf16_head_sums_its_chunks_in_float32():
-    """One chunk with a large gradient and many with small ones: in bf16 the small ones would be rounded away."""
+    """One chunk has a large gradient and many have small ones, which bf16 would round away."""
     hidden = torch.ones(400, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     scale = torch.full((400,), 1 / 16)
@@ -234,14 +234,16 @@ def test_a_bf16_head_sums_its_chunks_in_float32():
 
 
 @pytest.mark.parametrize(("gib", "expected"), [(24, 24 * 2**30 // 80), (80, 2**30), (140, 2**30)])
-def test_chunks_are_as_large_as_the_card_can_bear(monkeypatch, gib, expected):
+def test_the_chunk_size_follows_the_memory_of_the_device(monkeypatch, gib, expected):
     card = SimpleNamespace(total_memory=gib * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert chunk_bytes_on(torch.device("cuda")) == expected
-    assert chunk_bytes_on(torch.device("cpu")) == CHUNK_BYTES == 128 * 2**20  # whose size is in the bits of a run
+    assert (
+        chunk_bytes_on(torch.device("cpu")) == CHUNK_BYTES == 128 * 2**20
+    )  # on CPUs the size decides the bits of a run
 
 
-def test_a_loss_and_its_teacher_take_the_size_that_suits_the_device(monkeypatch):
+def test_a_loss_and_its_teacher_use_the_chunk_size_of_the_device(monkeypatch):
     hidden, head, signal, _ = setup()
     seen = []
     terms = lambda logits, rows: (seen.append(rows) or logits.sum(-1), logits[:, :1])  # noqa: E731
@@ -253,7 +255,7 @@ def test_a_loss_and_its_teacher_take_the_size_that_suits_the_device(monkeypatch)
 
 
 def test_no_more_than_one_chunk_of_logits_is_held():
-    """No operation gives more than one chunk's logits, of 64 positions, though all make 16 times as many."""
+    """No operation returns more than one chunk's logits, of 64 positions, though there are 1,000 positions."""
     positions, width, vocabulary, chunk = 1000, 4, 64, 64
     hidden = torch.randn(positions, width, requires_grad=True)
     head = Head(torch.randn(vocabulary, width, requires_grad=True))
@@ -271,7 +273,7 @@ def test_no_more_than_one_chunk_of_logits_is_held():
 
 
 class LargestTensor(TorchDispatchMode):
-    """How many elements the largest tensor has that any operation gives while this is open."""
+    """Counts the elements of the largest tensor that any operation returns inside the block."""
 
     elements = 0
 

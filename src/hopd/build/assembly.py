@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from hopd.build.engine import build_engine
 from hopd.build.evaluator import build_evaluator
@@ -144,7 +145,7 @@ def check_same_checkpoint(step: int, processes: Processes) -> None:
 def _place(student: LanguageModel, recipe: Recipe, processes: Processes) -> None:
     """Moves the student to its device, or shards it over the processes."""
     if recipe.training.sharding == "none" or processes.size == 1:
-        student.model.to(processes.device)
+        nn.Module.to(student.model, processes.device)
     else:
         shard(student, processes, bf16=recipe.training.precision == "bf16")
 

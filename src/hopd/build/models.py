@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,7 +79,7 @@ def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dt
 def _adapt(student: LanguageModel, lora: LoraSection, seed: int) -> None:
     """Makes the adapters alone trainable: new ones, or those that the student came with."""
     if has_adapters(student.model):
-        config = student.model.peft_config[NAME]
+        config: Any = student.model.peft_config[NAME]  # of LoRA, as `load` has checked
         if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
             raise RecipeError(
                 f"{student.name} holds adapters of rank {config.r} and alpha {config.lora_alpha}; write the same in "

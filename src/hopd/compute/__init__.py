@@ -1,5 +1,5 @@
-"""Products, norms, gated MLPs and attention that are faster than torch's own way to them, mostly on CPUs.
+"""Computes matrix products, norms, gated MLPs and attention faster than torch's own implementations, mostly on CPUs.
 
-Ground floor: it knows tensors and torch's layers, and no language model. HOPD_KERNELS=0 switches the compiled kernels
-off; nothing but speed depends on this room.
+It knows tensors, torch's layers and transformers' registry of attentions, but no language model and nothing else of
+hopd. Only speed and rounding depend on it. HOPD_KERNELS=0 in the environment turns the compiled kernels off.
 """

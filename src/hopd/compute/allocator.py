@@ -1,7 +1,7 @@
-"""Memory that a process keeps once it has it.
+"""Keeps freed memory in the process, for the next tensor.
 
-glibc gives large blocks back to the system when they are freed, and the next tensor of that size is built up again from
-empty pages, one fault for every 4 KiB. A trainer allocates the same large tensors in every step.
+glibc returns large freed blocks to the system, so the next tensor of that size needs new pages, with a page fault for
+every 4 KiB. A trainer allocates the same large tensors in every step.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ NEVER, GIB = -1, 2**30
 
 @cache
 def keep_freed_memory() -> None:
-    """From now on, for the whole process: all blocks of less than 1 GiB. Does nothing with another C library."""
+    """Makes glibc keep freed blocks of less than 1 GiB, in this process, from now on; elsewhere it does nothing."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_TRIM_THRESHOLD, NEVER)
         mallopt(M_MMAP_THRESHOLD, GIB)

@@ -1,9 +1,9 @@
-"""Attention as plain matrix products: of one query a row, for decoding, and of whole sequences, for training.
+"""Computes attention by matrix products: for one query per sequence (decoding) and for whole sequences (training).
 
-Torch's own fused attention parallelises over queries, of which decoding has one a row; and on CPUs that multiply bf16
-fast, its kernel does not use what they have. Both functions are known to transformers by name, so that every
-architecture which goes through its registry can use them; what they do not cover goes to torch's own. (Torch computes
-the softmax of bf16 scores in float32, and rounds its result.)
+On CPUs, torch's fused attention parallelises over queries, of which decoding has one per sequence, and its kernel does
+not use the CPU's bf16 instructions. Both functions are in transformers' registry, so that every architecture which uses
+the registry can use them; cases that they do not cover go to torch's own. (Torch computes the softmax of bf16 scores in
+float32, and rounds the result.)
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ from transformers.masking_utils import sdpa_mask
 
 SDPA, MATMUL = "sdpa", "hopd_matmul"
 GROUPED = {SDPA: "hopd_grouped", MATMUL: "hopd_grouped_matmul"}
-"""While decoding, by what the model's other passes use."""
-QUERIES = 128  # a block's: small enough to leave out half of the square, large enough for fast products
+"""Maps the attention of a model's other passes to its attention while decoding."""
+QUERIES = 128  # per block: few enough to skip nearly half of the scores, enough for fast products
 
 
 def grouped_attention(
@@ -31,18 +31,18 @@ def grouped_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    others: Callable[..., Any] = sdpa_attention_forward,
+    others: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward,
     **options: Any,
 ) -> tuple[Float[Tensor, "R Q H V"], None]:
-    """For one query a row: the H / G queries that share a key head are the rows of one matrix product.
+    """Attends with one query per sequence: the H / G heads that share a key head form one matrix product.
 
-    Keys and values of the whole cache, unused room included (`attention_mask` hides it), are contiguous: nothing is
-    copied. Several queries a row, and what else transformers may ask, go to `others`.
+    Keys and values are the whole cache, which is contiguous: nothing is copied. `attention_mask` hides its unused
+    positions. Several queries per sequence, and a position bias, go to `others`.
     """
     rows, heads, queries, width = query.shape
     if queries > 1 or options.get("position_bias") is not None:
         return others(module, query, key, value, attention_mask, scaling=scaling, **options)
-    if fuses(query):
+    if prefers_fused(query):
         return fused_grouped_attention(query[:, :, 0], key, value, attention_mask, scaling)[:, None], None
     groups, length = key.shape[1:3]
     scaled = query * (width**-0.5 if scaling is None else scaling)
@@ -57,8 +57,8 @@ def grouped_attention(
     return mixed.view(rows, 1, heads, -1), None
 
 
-def fuses(query: Tensor) -> bool:
-    """Whether torch's fused kernels are the faster way for one query a row: on a GPU; a CPU's use one core a head."""
+def prefers_fused(query: Tensor) -> bool:
+    """Tells whether torch's fused kernels are faster for one query per sequence: on GPUs only."""
     return not query.is_cpu
 
 
@@ -69,9 +69,12 @@ def fused_grouped_attention(
     mask: Tensor | None,
     scaling: float | None = None,
 ) -> Float[Tensor, "R H V"]:
-    """Attention of one query a row by torch's fused kernels: the H / G queries that share a key head are the queries of
-    one sequence. Keys and values are not repeated, and scores stay in float32 from the product to the softmax, which
-    products of bf16 matrices round. `mask` (R or 1, 1, 1, K) is added to the scores, or hides where it is false."""
+    """Attends with one query per sequence, by torch's fused kernels: the H / G heads that share a key head become the
+    queries of one sequence.
+
+    Keys and values are not repeated. Scores stay in float32 up to the softmax, whereas products of bf16 matrices round
+    them. `mask` (R or 1, 1, 1, K) is added to the scores, or hides positions where it is false.
+    """
     rows, heads, width = query.shape
     groups, length = key.shape[1:3]
     together = query.reshape(rows, groups, heads // groups, width)
@@ -82,9 +85,10 @@ def fused_grouped_attention(
 
 
 class BlockwiseAttention(torch.autograd.Function):
-    """softmax(Q Kᵀ · scale, causal) V with Q (B, H, L, W), K (B, G, L, W), V (B, G, L, U); H / G queries share a key.
+    """Computes softmax(Q Kᵀ · scale, causal) V with Q (B, H, L, W), K (B, G, L, W), V (B, G, L, U).
 
-    Keeps no weights for the backward pass: they are computed again, as in FlashAttention.
+    H / G query heads share a key head. Attention weights are not stored but recomputed in the backward pass, as in
+    FlashAttention.
     """
 
     @staticmethod
@@ -114,7 +118,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
 
 def _grouped(x: Float[Tensor, "B H L W"], key: Float[Tensor, "B G L V"]) -> Float[Tensor, "N S L W"]:
-    """Rows and key heads in one axis, the heads that share a key in the next."""
+    """Joins sequences and key heads in one axis; the next axis holds the heads that share a key head."""
     rows, heads, length, width = x.shape
     return x.reshape(rows * key.shape[1], heads // key.shape[1], length, width)
 
@@ -122,20 +126,20 @@ def _grouped(x: Float[Tensor, "B H L W"], key: Float[Tensor, "B G L V"]) -> Floa
 def _weights(
     q: Float[Tensor, "N S L W"], k: Float[Tensor, "N L W"], scale: float
 ) -> Iterator[tuple[slice, Float[Tensor, "N M K"]]]:
-    """Blocks of queries, and their weights over all keys up to the block's last."""
+    """Yields blocks of queries, with their weights over all keys up to the block's last."""
     length = q.shape[2]
-    size = -(-length // -(-length // QUERIES))  # blocks of like size
+    size = -(-length // -(-length // QUERIES))  # blocks of nearly equal size
     for start in range(0, length, size):
         block = slice(start, min(start + size, length))
         scores = (q[:, :, block].flatten(1, 2) * scale) @ k[:, : block.stop].mT
         queries = block.stop - block.start
         square = scores.view(len(q), -1, queries, block.stop)[..., block.start :]
-        square += _hidden_future(queries, square.dtype, square.device)
+        square += _causal_mask(queries, square.dtype, square.device)
         yield block, scores.softmax(-1)
 
 
-def _hidden_future(size: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "Q Q"]:
-    """What is added to the scores of a block's queries: on a CPU several times as fast as filling by a mask."""
+def _causal_mask(size: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "Q Q"]:
+    """Returns a mask to add to a block's scores: on a CPU this is several times as fast as `masked_fill`."""
     return torch.full((size, size), float("-inf"), dtype=dtype, device=device).triu(1)
 
 
@@ -148,12 +152,13 @@ def matmul_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "B L H U"], None]:
-    """For whole sequences without padding; what has a mask, a cache or dropout goes to torch's own."""
+    """Attends within whole sequences without padding. Calls with a mask, a cache or dropout go to torch's own."""
     plain = attention_mask is None and query.shape[2] == key.shape[2] and not options.get("dropout")
     if not plain or options.get("position_bias") is not None or not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return BlockwiseAttention.apply(query, key, value, scale).transpose(1, 2), None
+    apply: Callable[..., Tensor] = BlockwiseAttention.apply
+    return apply(query, key, value, scale).transpose(1, 2), None
 
 
 AttentionInterface.register(MATMUL, matmul_attention)

@@ -1,7 +1,8 @@
-/* What lies between the matrix products of a decoder layer, each in one pass over its data: for CPUs.
+/* Computes everything between the matrix products of a decoder layer, each in one pass over its data, on CPUs.
 
-   Everything is computed in float and rounded where transformers' own modules round. The file includes itself once a
-   dtype; kernels.py compiles it for the CPU at hand. Rows are shared out statically: results do not hang on timing. */
+   Everything is computed in float and rounded where transformers' own modules round. The file includes itself once
+   per dtype; kernels.py compiles it for the CPU of this machine. Rows are scheduled statically, so that results do not
+   depend on timing. */
 
 #ifndef T
 
@@ -31,13 +32,13 @@ static inline uint32_t bits_of(float x) {
     return bits;
 }
 
-static inline uint16_t round_bf16(float x) { /* to the nearest, ties to even; the NaN of bf16 and of sums have no low bits */
+static inline uint16_t round_bf16(float x) { /* to nearest, ties to even; NaN from bf16 and from sums has no low bits, so it stays NaN */
     uint32_t bits = bits_of(x);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-/* e^x within 2e-7: 2^n times a polynomial of what is left, |r| <= ln 2 / 2. It has no branch, so that loops over it
-   become vectors; a product keeps NaN. */
+/* e^x within a relative error of 2e-7: 2^n times a polynomial of the remainder, |r| <= ln 2 / 2. It has no branch, so
+   that loops over it vectorise, and it keeps NaN. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504f);
@@ -47,7 +48,7 @@ static inline float exponential(float x) {
     return p * from_bits((uint32_t)((int32_t)n + 127) << 23);
 }
 
-/* Sixteen floats: what attention, whose heads are multiples of it, computes with. */
+/* Sixteen floats. Attention computes with these vectors: the width of its heads is a multiple of 16. */
 typedef float vector __attribute__((vector_size(64)));
 typedef float half __attribute__((vector_size(32)));
 typedef uint32_t bits16 __attribute__((vector_size(64)));
@@ -103,7 +104,7 @@ static float NAMED(inverse_rms)(const T *x, i64 width, float eps) {
     return 1.0f / sqrtf(sum / width + eps);
 }
 
-/* x += added, if there is any; out = weight * x / rms(x). */
+/* x += added, unless that is null; out = weight * x / rms(x). */
 void NAMED(norm)(T *out, T *x, const T *added, const T *weight, i64 rows, i64 width, float eps) {
 #pragma omp parallel for schedule(static)
     for (i64 row = 0; row < rows; row++) {
@@ -119,7 +120,7 @@ void NAMED(norm)(T *out, T *x, const T *added, const T *weight, i64 rows, i64 wi
     }
 }
 
-/* Of out = weight * x / rms(x): the gradients of x, and of the weight in float. */
+/* The gradients of out = weight * x / rms(x): of x, and of the weight in float. */
 void NAMED(norm_backward)(
     T *grad_x, float *grad_weight, const T *grad, const T *x, const T *weight, i64 rows, i64 width, float eps
 ) {
@@ -148,7 +149,7 @@ void NAMED(norm_backward)(
     free(parts);
 }
 
-/* out = silu(gate) * up; the rows of gate and up lie `stride` apart. */
+/* out = silu(gate) * up; rows of gate and up are `stride` elements apart. */
 void NAMED(swiglu)(T *out, const T *gate, const T *up, i64 rows, i64 width, i64 stride) {
 #pragma omp parallel for schedule(static)
     for (i64 row = 0; row < rows; row++) {
@@ -179,7 +180,7 @@ static void NAMED(rotate)(float *x, const T *cos, const T *sin, i64 width) {
     }
 }
 
-/* A head's query or key: taken, normed by its own weight if there is one, rotated. */
+/* Reads a head's query or key, norms it by `weight` unless that is null, and rotates it. */
 static void NAMED(take)(
     float *to, const T *from, const T *weight, float eps, const T *cos, const T *sin, i64 width
 ) {
@@ -188,7 +189,7 @@ static void NAMED(take)(
     NAMED(rotate)(to, cos, sin, width);
 }
 
-/* One key head's queries over its cached positions; `parts` vectors make a head. Inlined with `parts` a constant. */
+/* Attends with one key head's queries over its cached positions. A head is `parts` vectors, a constant after inlining. */
 static inline __attribute__((always_inline)) void NAMED(attend_head)(
     T *out, const float *query, float *scores, const T *keys, const T *values, i64 share, i64 start, i64 length, int parts
 ) {
@@ -217,7 +218,7 @@ static inline __attribute__((always_inline)) void NAMED(attend_head)(
     }
 }
 
-/* One token a row: writes its key and value to the cache at `end` and attends from `first[row]` to there.
+/* Attends with one token per sequence: writes its key and value to the cache at `end` and attends from `first[row]` to there.
 
    qkv (rows, heads + 2 groups, width); cache (rows, groups, capacity, width); cos, sin (rows, width). */
 void NAMED(attend)(

@@ -1,7 +1,7 @@
-"""`kernels.c`, compiled once for the CPU at hand and called on tensors: norms, gated activations, decoding's attention.
+"""Compiles `kernels.c` once for this CPU and calls it on tensors: norms, gated activations, attention while decoding.
 
-Torch runs each of these as half a dozen passes over the data. Where there is no C compiler, or no CPU, they stay
-torch's: nothing but speed depends on this file.
+Torch runs each of these as half a dozen passes over the data, and still does where there is no C compiler, or on a GPU:
+only speed and rounding depend on this file.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_SIGNATURES = {  # p: a tensor or none, n: a number, e: a float
+_SIGNATURES = {  # p: a tensor or None, n: an integer, e: a float
     "norm": "ppppnne",
     "norm_backward": "pppppnne",
     "swiglu": "pppnnn",
@@ -34,8 +34,8 @@ _SIGNATURES = {  # p: a tensor or none, n: a number, e: a float
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "e": ctypes.c_float}
 
 
-def serve(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: plain tensors on a CPU, all of one dtype that they know, and compiled."""
+def support(*tensors: Tensor) -> bool:
+    """Tells whether kernels are compiled and can take these: plain tensors on a CPU, all of one dtype of `DTYPES`."""
     return all(
         type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == tensors[0].dtype and t.dtype in DTYPES
         for t in tensors
@@ -44,12 +44,14 @@ def serve(*tensors: Tensor) -> bool:
 
 @cache
 def compiled() -> ctypes.CDLL | None:
-    """The library, from the user's cache or compiled now (seconds); None where that does not work, and with
-    HOPD_KERNELS=0 in the environment."""
+    """Returns the library, from the user's cache or compiled now, which takes seconds.
+
+    Returns None where compiling is impossible, and with HOPD_KERNELS=0 in the environment.
+    """
     if switched_off():
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
-    # Torch's own threads serve these loops too: a second pool would fight the first for the cores.
+    # The kernels use torch's own OpenMP: a second pool of threads would compete with it for the cores.
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     if sys.platform != "linux" or compiler is None or not threads.exists():
         return None
@@ -64,7 +66,7 @@ def compiled() -> ctypes.CDLL | None:
                     check=True,
                     capture_output=True,
                 )
-                new.replace(library)  # whole or not at all, whoever else compiles it now
+                new.replace(library)  # atomic, since other processes may compile it now
         loaded = ctypes.CDLL(str(library))
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -76,16 +78,17 @@ def compiled() -> ctypes.CDLL | None:
 
 
 def switched_off() -> bool:
+    """Tells whether HOPD_KERNELS=0 is in the environment."""
     return os.environ.get("HOPD_KERNELS", "").strip() == "0"
 
 
-def attends(width: int) -> bool:
-    """Whether `attend` takes heads of this width."""
+def support_head_width(width: int) -> bool:
+    """Tells whether `attend` can compute heads of this width."""
     return width % 16 == 0 and width <= 256
 
 
 def note() -> str:
-    """For people: whether they are in use."""
+    """Describes in a few words whether the kernels are in use, and if not, why."""
     if compiled():
         return "kernels compiled"
     why = "HOPD_KERNELS=0" if switched_off() else "they need a C compiler, cc, on Linux"
@@ -95,7 +98,7 @@ def note() -> str:
 def norm(
     x: Float[Tensor, "R D"], weight: Float[Tensor, " D"], eps: float, added: Float[Tensor, "R D"] | None = None
 ) -> Float[Tensor, "R D"]:
-    """weight · x / rms(x), after x += added."""
+    """Returns weight · x / rms(x), with rms(x) = √(mean(x²) + eps), after x += added in place."""
     out = torch.empty_like(x)
     _call("norm", x.dtype, out, x, added, weight, *x.shape, eps)
     return out
@@ -104,21 +107,21 @@ def norm(
 def norm_backward(
     grad: Float[Tensor, "R D"], x: Float[Tensor, "R D"], weight: Float[Tensor, " D"], eps: float
 ) -> tuple[Float[Tensor, "R D"], Float[Tensor, " D"]]:
-    """The gradients of x, and of the weight in float32."""
+    """Returns the gradients of x, and of the weight in float32."""
     of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
     _call("norm_backward", x.dtype, of_x, of_weight, grad, x, weight, *x.shape, eps)
     return of_x, of_weight
 
 
 def swiglu(gate: Float[Tensor, "R D"], up: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
-    """silu(gate) · up; both may be halves of the same rows."""
+    """Returns silu(gate) · up. Both may be halves of one tensor, with the same row stride."""
     out = torch.empty(gate.shape, dtype=gate.dtype)
     _call("swiglu", gate.dtype, out, gate, up, *gate.shape, gate.stride(0))
     return out
 
 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of gate and up, of one shape and contiguous."""
+    """Returns the gradients of gate and up. All three arguments are contiguous and of one shape."""
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
     _call("swiglu_backward", gate.dtype, of_gate, of_up, grad, gate, up, gate.numel())
     return of_gate, of_up
@@ -135,10 +138,11 @@ def attend(
     scale: float,
     query_norm: tuple[Tensor, Tensor, float] | None = None,
 ) -> Float[Tensor, "R HW"]:
-    """One query a row over its cached positions from `first` to `end`, where its own key and value are written.
+    """Attends with one query per sequence over the cached positions from `first` to `end`.
 
-    `qkv` holds queries, keys and values of H + 2 G heads, not yet rotated; `query_norm` the weights and epsilon of
-    norms of each query and key.
+    The query's own key and value are written to the caches at `end`. `qkv` holds queries, keys and values of H + 2 G
+    heads, before rotation by `cos` and `sin`. `query_norm` holds the weights of the query and key norms and their
+    epsilon, for models that have them.
     """
     rows, groups, capacity, width = keys.shape
     heads = qkv.shape[1] // width - 2 * groups
@@ -161,7 +165,7 @@ def _folder() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Of all that the library hangs on: its source, the compiler, the CPU's instructions, torch's threads."""
+    """Hashes all that the library depends on: its source, the compiler, the CPU's instructions, torch's OpenMP."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     features = next((line for line in cpus if line.startswith(("flags", "Features"))), platform.machine())
     parts = (SOURCE.read_text(), compiler, " ".join(FLAGS), features, torch.__version__, torch.__file__)

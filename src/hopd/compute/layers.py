@@ -1,4 +1,4 @@
-"""Layers of a model on a CPU, computed faster for the time of a rollout or an update: products, norms, gated MLPs."""
+"""Speeds up a model's layers on a CPU during a rollout or an update: matrix products, norms, gated MLPs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,8 +17,10 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 @contextmanager
 def fast_layers(model: nn.Module) -> Iterator[None]:
-    """Until the block ends. What the kernels do not serve (another device or dtype, parts of a sharded weight) is
-    computed as it was; results agree to rounding."""
+    """Replaces the layers' forward passes until the block ends; results agree to rounding.
+
+    Cases that the kernels do not support (another device or dtype, sharded weights) keep torch's own.
+    """
     with ExitStack() as stack:
         stack.enter_context(replaced_linears(model, for_training))
         if kernels.compiled() is not None:
@@ -30,14 +32,16 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_rms_norm(layer: nn.Module) -> bool:
-    """weight · x / rms(x): Llama's, and that of the many who took it over. (Gemma's, (1 + weight) · …, names its
-    epsilon otherwise.)"""
+    """Tells whether a layer computes weight · x / rms(x), as in Llama and its many relatives.
+
+    (Gemma's, (1 + weight) · …, has another name for its epsilon.)
+    """
     name, own = type(layer).__name__, [name for name, _ in layer.named_parameters()]
     return name.endswith("RMSNorm") and hasattr(layer, "variance_epsilon") and own == ["weight"]
 
 
 def is_swiglu(layer: nn.Module) -> bool:
-    """down(silu(gate(x)) · up(x))."""
+    """Tells whether a layer computes down(silu(gate(x)) · up(x))."""
     parts = dict(layer.named_children())
     silu = type(parts.get("act_fn")).__name__ in ("SiLU", "SiLUActivation")
     return type(layer).__name__.endswith("MLP") and set(parts) == GATED and silu
@@ -50,14 +54,18 @@ def _forward(layer: nn.Module) -> Callable[..., Any] | None:
 
 
 def _norm(layer: Any, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    if not kernels.serve(x, layer.weight):
-        return type(layer).forward(layer, x)
-    return _Norm.apply(x, layer.weight, layer.variance_epsilon)
+    norm: Callable[..., Tensor] = _Norm.apply
+    own: Callable[..., Tensor] = type(layer).forward
+    if kernels.support(x, layer.weight):
+        return norm(x, layer.weight, layer.variance_epsilon)
+    return own(layer, x)
 
 
 def _gated(layer: Any, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     gate, up = layer.gate_proj(x), layer.up_proj(x)
-    return layer.down_proj(_Swiglu.apply(gate, up) if kernels.serve(gate, up) else layer.act_fn(gate) * up)
+    swiglu: Callable[..., Tensor] = _Swiglu.apply
+    down: Callable[[Tensor], Tensor] = layer.down_proj
+    return down(swiglu(gate, up) if kernels.support(gate, up) else layer.act_fn(gate) * up)
 
 
 class _Norm(torch.autograd.Function):

@@ -1,6 +1,7 @@
-"""How far each rollout goes, and which of its tokens carry loss.
+"""Decides how far each rollout goes, and which of its tokens carry loss.
 
-Pure Python: no torch, nothing else of hopd's loop. A trainer of your own can use this package alone:
+It is pure Python and knows only numbers of steps and tokens: no tensors, no models, no loop. Any trainer can use it
+alone:
 
     controller = horizon.build({"controller": "progressive", "start": 512, "increment": 9}, full_tokens=15360)
     decision = controller.decide(step)        # Decision(tokens=512, reason="...")

@@ -1,4 +1,4 @@
-"""Controllers and windows from the plain mapping that stands in a recipe, with errors for people, and back."""
+"""Makes controllers and windows from the mappings in a recipe, with readable errors, and writes them back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,28 +14,33 @@ WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segm
 
 
 def build(spec: Mapping[str, Any], full_tokens: int) -> Controller:
-    """`{"controller": "truncated", "ratio": 0.1}` → `Truncated(full_tokens, ratio=0.1)`.
+    """Makes a controller: `{"controller": "truncated", "ratio": 0.1}` becomes `Truncated(full_tokens, ratio=0.1)`.
 
-    `{"controller": "my.module:Plateau", …}` makes a class of your own from its options; it is given `full_tokens` if
-    its constructor has a parameter of that name. Raises `RecipeError` for an unknown controller or option, and for
-    values out of range.
+    `{"controller": "my.module:Plateau", …}` makes a class of your own from its options. It receives `full_tokens`
+    (the longest rollout, in tokens) if its constructor has a parameter of that name. Raises `RecipeError` for an
+    unknown controller or option, and for values out of range.
     """
     needs = ("full_tokens", "decide", "observe", "state_dict", "load_state_dict")
-    return plugin.build("horizon", "controller", CONTROLLERS, spec, needs, full_tokens=full_tokens)
+    controller: Controller = plugin.build("horizon", "controller", CONTROLLERS, spec, needs, full_tokens=full_tokens)
+    return controller
 
 
 def build_window(spec: Mapping[str, Any]) -> Window:
-    """`{"kind": "first", "tokens": 100}` → `First(100)`, or a class of your own. Raises `RecipeError` like `build`."""
-    return plugin.build("window", "kind", WINDOWS, spec, needs=("span",))
+    """Makes a window: `{"kind": "first", "tokens": 100}` becomes `First(100)`.
+
+    `{"kind": "my.module:Name", …}` makes a class of your own. Raises `RecipeError` like `build`.
+    """
+    window: Window = plugin.build("window", "kind", WINDOWS, spec, needs=("span",))
+    return window
 
 
 def describe(controller: Full | Truncated | Progressive | Staged) -> dict[str, Any]:
-    """Gives the mapping from which `build` makes the controller, with every option and without `full_tokens`."""
+    """Returns the mapping from which `build` makes the controller, with every option and without `full_tokens`."""
     return {key: value for key, value in _described("controller", CONTROLLERS, controller) if key != "full_tokens"}
 
 
 def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str, Any]:
-    """Gives the mapping from which `build_window` makes the window."""
+    """Returns the mapping from which `build_window` makes the window."""
     return dict(_described("kind", WINDOWS, window))
 
 

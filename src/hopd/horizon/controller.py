@@ -1,4 +1,4 @@
-"""The rollout horizon is a decision, made anew before every step. This file says what a decision is."""
+"""Defines a controller, which decides the rollout horizon before every step, and the decision that it returns."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Decision:
-    """Training rollouts of this step stop after `tokens` response tokens; `reason` is a sentence for a person."""
+    """Ends the training rollouts of one step after `tokens` response tokens. `reason` explains it in a sentence."""
 
     tokens: int
     reason: str
@@ -14,11 +14,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one training step showed, for controllers that adapt. Positions count response tokens from 0.
+    """Tells an adaptive controller what one training step measured. Positions count response tokens from 0.
 
-    `reverse_kl[i]` is the mean of −r_t, an unbiased estimate of KL(student ‖ teacher), over the loss tokens with
-    `edges[i] <= t < edges[i + 1]`, and `counts[i]` is how many there were. `edges` are powers of two, so that the
-    late positions, which few rollouts reach, are not split thin.
+    `horizon` is the step's decision, in tokens, `rollouts` their number, `stopped` how many of them ended by
+    themselves, `mean_length` their mean length in tokens.
+
+    `reverse_kl[i]` is the mean of −r_t in nats, an unbiased estimate of KL(student ‖ teacher), over the loss tokens
+    with `edges[i] <= t < edges[i + 1]`; `counts[i]` is their number. `edges` are powers of two, because few rollouts
+    reach the late positions: narrow bins would hold few tokens there.
     """
 
     step: int
@@ -32,19 +35,25 @@ class Evidence:
 
 
 class Controller(Protocol):
-    """Decides the generation horizon. Deterministic; everything it remembers is in its `state_dict`."""
+    """Decides the horizon of each step, deterministically. Everything that it remembers is in its `state_dict`."""
 
     @property
     def full_tokens(self) -> int:
-        """T: what no decision exceeds."""
+        """Returns T, the full length of a rollout in tokens, which no decision exceeds."""
         ...
 
     def decide(self, step: int) -> Decision:
-        """The horizon of training step `step`, counted from 0; always from 1 to `full_tokens`."""
+        """Returns the horizon of training step `step`, which counts from 0: 1 to `full_tokens` tokens."""
         ...
 
-    def observe(self, evidence: Evidence) -> None: ...
+    def observe(self, evidence: Evidence) -> None:
+        """Takes note of a finished step. It is called once per step, after `decide`."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain data that JSON can hold; it becomes part of each checkpoint."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a state from `state_dict`; later decisions are those of the controller that saved it."""
+        ...

@@ -1,7 +1,7 @@
-"""Horizons that are a function of the step alone: full, truncated, progressive, staged.
+"""Defines the horizons that depend on the step alone: full, truncated, progressive, staged.
 
-They ignore the evidence and have nothing to remember: the same step gives the same decision, before and after a
-resume. T below is `full_tokens`, the full length of a rollout.
+They ignore the evidence and have no state: the same step has the same decision, before and after a resume. T below is
+`full_tokens`, the full length of a rollout in tokens. All raise `RecipeError` for values out of range.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class Full(_Schedule):
-    """OPD: every rollout may run to its full length."""
+    """Lets every rollout run to its full length: plain OPD, the paper's baseline."""
 
     def decide(self, step: int) -> Decision:
         return Decision(self.full_tokens, f"full rollouts: {self.full_tokens} tokens")
@@ -37,7 +37,7 @@ class Full(_Schedule):
 
 @dataclass(frozen=True)
 class Truncated(_Schedule):
-    """TOPD (Eq. 12): a constant H = ρ · T, or a number of tokens. At least one token."""
+    """Cuts all rollouts at a constant H: TOPD (Eq. 12), H = ρ · T with ρ `ratio`, or H = `tokens`. H is at least 1."""
 
     ratio: float | None = None
     tokens: int | None = None
@@ -47,7 +47,9 @@ class Truncated(_Schedule):
         if (self.ratio is None) == (self.tokens is None):
             raise RecipeError("horizon 'truncated' needs either ratio or tokens: write ratio: 0.1, or tokens: 512")
         if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float)):
-            raise RecipeError(f"horizon ratio must be a number in (0, 1], got {self.ratio!r} (in YAML, 1e-1 is a text)")
+            raise RecipeError(
+                f"horizon ratio must be a number in (0, 1], got {self.ratio!r} (YAML reads 1e-1 as text; write 0.1)"
+            )
         if self.ratio is not None and not 0 < self.ratio <= 1:
             hint = f" (did you mean tokens: {self.ratio:.10g}?)" if self.ratio > 1 else ""
             raise RecipeError(f"horizon ratio must be in (0, 1], got {self.ratio:.10g}{hint}")
@@ -69,7 +71,10 @@ class Truncated(_Schedule):
 
 @dataclass(frozen=True)
 class Progressive(_Schedule):
-    """POPD (Eq. 11): H_k = min(T, H_0 + ΔH · ⌊k / Δk⌋), with H_0 `start`, ΔH `increment`, Δk `every`."""
+    """Grows the horizon with the step: POPD (Eq. 11), H_k = min(T, H_0 + ΔH · ⌊k / Δk⌋).
+
+    `start` is H_0 and `increment` ΔH, in tokens; `every` is Δk, in steps.
+    """
 
     start: int
     increment: int
@@ -94,7 +99,7 @@ class Progressive(_Schedule):
 
 @dataclass(frozen=True)
 class Staged(_Schedule):
-    """Horizons by stage: `stages` maps the step at which a stage begins to its tokens. The first begins at 0."""
+    """Keeps one horizon per stage: `stages` maps the first step of each stage to its tokens. One begins at step 0."""
 
     stages: dict[int, int]
 

@@ -1,7 +1,7 @@
-"""Which tokens of a rollout carry loss: a span (start, end), apart from how far the rollout was generated.
+"""Chooses which tokens of a rollout carry loss: a span (start, end), independent of how far the rollout goes.
 
-A window never changes what is sampled, so it saves little; a shorter horizon saves everything behind it. The two
-are separate knobs because claims about one are often made with the other.
+A window never changes what is sampled, so it saves little; a shorter horizon saves the generation of all later tokens.
+The two are separate settings, because experiments with one are often read as evidence about the other.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,19 @@ Span = tuple[int, int]
 
 
 class Window(Protocol):
+    """Chooses the loss tokens of a rollout."""
+
     def span(self, length: int, uniform: float) -> Span:
-        """The loss tokens `start <= t < end` of a rollout of `length` tokens; at least one when there is one.
-        `uniform` in [0, 1) is the rollout's own random number, for windows that are drawn."""
+        """Returns the loss tokens `start <= t < end` of a rollout of `length` tokens: at least one, if it has any.
+
+        `uniform` in [0, 1) is the rollout's own random number, for windows with a random place.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Every generated token."""
+    """Keeps every generated token."""
 
     def span(self, length: int, uniform: float = 0.0) -> Span:
         return 0, length
@@ -38,7 +42,7 @@ class _Sized:
 
 @dataclass(frozen=True)
 class First(_Sized):
-    """The first `tokens` tokens."""
+    """Keeps the first `tokens` tokens. Raises `RecipeError` unless `tokens` is a whole number of at least 1."""
 
     def span(self, length: int, uniform: float = 0.0) -> Span:
         return 0, min(self.tokens, length)
@@ -46,7 +50,7 @@ class First(_Sized):
 
 @dataclass(frozen=True)
 class Last(_Sized):
-    """The last `tokens` tokens."""
+    """Keeps the last `tokens` tokens. Raises `RecipeError` like `First`."""
 
     def span(self, length: int, uniform: float = 0.0) -> Span:
         return max(0, length - self.tokens), length
@@ -54,7 +58,10 @@ class Last(_Sized):
 
 @dataclass(frozen=True)
 class Random(_Sized):
-    """A run of `tokens` tokens that begins anywhere with equal probability: the control for `First` and `Last`."""
+    """Keeps `tokens` consecutive tokens whose start is uniformly random: the control for `First` and `Last`.
+
+    Raises `RecipeError` like `First`.
+    """
 
     def span(self, length: int, uniform: float) -> Span:
         start = int(uniform * (max(0, length - self.tokens) + 1))
@@ -63,7 +70,10 @@ class Random(_Sized):
 
 @dataclass(frozen=True)
 class Segment:
-    """From fraction `start` to fraction `end` of the rollout's own length (the paper's segment ablation, Fig. 12)."""
+    """Keeps the tokens from fraction `start` to fraction `end` of each rollout (the paper's segment ablation, Fig. 12).
+
+    Raises `RecipeError` unless 0 <= start < end <= 1.
+    """
 
     start: float
     end: float
@@ -75,7 +85,7 @@ class Segment:
             )
 
     def span(self, length: int, uniform: float = 0.0) -> Span:
-        """Segments that share an edge share no token, except in a rollout too short to give each its own."""
+        """Returns spans that are disjoint for adjacent segments, unless the rollout is too short for a token each."""
         if length == 0:
             return 0, 0
         start = min(int(self.start * length), length - 1)

@@ -1,4 +1,7 @@
-"""A causal language model as hopd uses it: loaded, taken apart into backbone and head, sharded, adapted, counted."""
+"""Loads a causal language model, splits it into backbone and head, adapts it, shards it, and counts its FLOPs.
+
+It imports nothing of recipes, rollouts, teachers or training.
+"""
 
 from hopd.model.language_model import LanguageModel
 from hopd.model.loading import is_adapters, load

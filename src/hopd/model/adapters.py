@@ -1,6 +1,6 @@
-"""Low-rank adapters beside a model's linear layers (LoRA, by peft): they are trained, the base weights never change.
+"""Adds low-rank adapters to a model's linear layers (LoRA, by peft): they are trained, the base weights never change.
 
-Adapters are plain modules inside the model, so rollouts, losses and checkpoints go through them without knowing them.
+Adapters are plain modules inside the model, so rollouts, losses and checkpoints need no code for them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 from hopd.errors import ModelError
 from hopd.model.language_model import LanguageModel
 
-NAME = "default"  # peft's, of the only adapters that a model has here
+NAME = "default"  # peft's name for the only adapters that a model has here
 WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapters(model: LanguageModel, rank: int, alpha: int, targets: str | Sequence[str], seed: int) -> None:
-    """New adapters that change nothing yet: B is zero, and A is a function of the seed. A weight W then acts as
-    W + (alpha / rank) · B A. `targets` are names of linear layers, or "all-linear" (the vocabulary head is left out).
+    """Adds new adapters, which change nothing yet: B is zero, and A is a function of the seed.
 
-    Raises `ModelError`.
+    A weight W then acts as W + (alpha / rank) · B A (arXiv:2106.09685). `targets` are names of linear layers, or
+    "all-linear", which excludes the vocabulary head. Raises `ModelError` if peft is missing, if no layer has such a
+    name, or if the head is named.
     """
     _check_installed()
     from peft import LoraConfig
@@ -41,9 +42,9 @@ def add_adapters(model: LanguageModel, rank: int, alpha: int, targets: str | Seq
 
 
 def load_adapters(model: LanguageModel, directory: Path) -> None:
-    """Adapters that peft or hopd saved, onto their base; what adapters the base has itself is merged first.
+    """Adds adapters that peft or hopd saved to their base model. Adapters of the base itself are merged first.
 
-    Raises `ModelError` for a kind of adapter that is not plain LoRA, and for weights that do not fit.
+    Raises `ModelError` if peft is missing, for adapters that are not plain LoRA, and for weights that do not fit.
     """
     _check_installed()
     from peft import PeftConfig
@@ -53,13 +54,15 @@ def load_adapters(model: LanguageModel, directory: Path) -> None:
     extra = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if getattr(config, name, None)]
     if kind != "LORA" or config.bias != "none" or extra:
         what = ", ".join(extra) or (f"bias {config.bias}" if kind == "LORA" else kind)
-        raise ModelError(f"{directory} holds adapters with {what}; hopd knows plain LoRA: merge them into their base")
+        raise ModelError(
+            f"{directory} holds adapters with {what}; hopd supports plain LoRA only: merge them into their base"
+        )
     if has_adapters(model.model):
         merge(model)
     config.inference_mode = False
     base = config.base_model_name_or_path
     _inject(model, config)
-    config.base_model_name_or_path = base  # transformers puts in where the base lies today
+    config.base_model_name_or_path = base  # transformers overwrites it with the base's current path
     try:
         saved = load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -83,7 +86,7 @@ def load_adapters(model: LanguageModel, directory: Path) -> None:
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers with adapters, by name; none where there are no adapters (or no peft)."""
+    """Yields the layers with adapters and their names; none without adapters or without peft."""
     if find_spec("peft") is None:
         return
     from peft.tuners.lora import LoraLayer
@@ -92,12 +95,13 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def has_adapters(model: nn.Module) -> bool:
+    """Tells whether any layer has adapters."""
     return any(True for _ in adapter_layers(model))
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Until the block ends, the model is its base."""
+    """Turns the adapters off until the block ends: the model is its base."""
     with ExitStack() as stack:
         for _, layer in adapter_layers(model):
             layer.forward = layer.base_layer.__call__
@@ -107,9 +111,9 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of the plain model that computes what `model` with its adapters does, by the plain model's names.
+    """Returns the state dict of the plain model that computes the same as `model` with its adapters.
 
-    Matrices with adapters are new tensors, all others are the model's own. Without adapters: its state dict.
+    Matrices with adapters are new tensors, all others are the model's own.
     """
     layers = dict(adapter_layers(model))
     merged = {}
@@ -125,7 +129,7 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def merge(model: LanguageModel) -> None:
-    """Puts the adapters into the weights for good; the model is plain afterwards."""
+    """Adds the adapters to the weights for good: the model is plain afterwards."""
     weights = merged_state_dict(model.model)
     for name, layer in list(adapter_layers(model.model)):
         parent, _, child = name.rpartition(".")
@@ -139,10 +143,10 @@ def merge(model: LanguageModel) -> None:
 def _inject(model: LanguageModel, config: Any) -> None:
     try:
         model.model.add_adapter(config, NAME)
-    except ValueError as error:  # peft's, with the names that it looked for
+    except ValueError as error:  # peft lists the names that it looked for
         raise ModelError(f"{model.name} cannot have these adapters: {' '.join(str(error).split())}") from error
-    if any(layer is model.model.get_output_embeddings() for _, layer in adapter_layers(model.model)):
-        raise ModelError("lora.targets names the vocabulary head, which hopd computes without adapters; leave it out")
+    if any(layer is model.output_layer for _, layer in adapter_layers(model.model)):
+        raise ModelError("lora.targets names the vocabulary head, which hopd computes without adapters; remove it")
 
 
 def _check_installed() -> None:

@@ -1,6 +1,6 @@
-"""FLOPs of a model's passes, counted from its weights: multiplications and additions of the matrix products.
+"""Counts the FLOPs of a model's passes from its weights: multiplications and additions of the matrix products.
 
-Algorithmic counts: causal attention looks at the past only, padding is free. Element-wise work is left out.
+The counts are algorithmic: causal attention reads the past only, and padding is free. Element-wise work is not counted.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,12 @@ from hopd.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class PassCost:
-    """`linear`: one position through the backbone's matrices. `attention`: one query against one key, all layers.
-    `head`: one position through the vocabulary head. `trained` and `head_trained`: the share of the matrices, and of
-    the head, that have gradients of their own."""
+    """Holds the FLOPs from which a pass is counted.
+
+    `linear` is one position through the backbone's matrices, `attention` one query with one key in all layers, `head`
+    one position through the vocabulary head. `trained` and `head_trained` are the shares of the matrices, and of the
+    head, that are trained.
+    """
 
     linear: float
     attention: float
@@ -25,12 +28,13 @@ class PassCost:
 
     @classmethod
     def of(cls, model: LanguageModel) -> "PassCost":
+        """Counts from a model's weights and config."""
         config = model.config
         embeddings = {id(m.weight) for m in model.backbone.modules() if isinstance(m, nn.Embedding)}
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
         active = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
         matrices = [p for p in model.backbone.parameters() if p.dim() >= 2 and id(p) not in embeddings]
-        # Experts are stored as one tensor of three dimensions; a token visits a few of them.
+        # The experts of a layer are one tensor of three dimensions, and each token uses a few of them.
         flops = [2.0 * p.numel() * (active if p.dim() == 3 else 1.0) for p in matrices]
         linear, head = sum(flops), model.head.weight
         trained = sum(part for part, p in zip(flops, matrices, strict=True) if p.requires_grad) / linear
@@ -39,7 +43,10 @@ class PassCost:
         return cls(linear, attention, 2.0 * head.numel(), trained, float(head.requires_grad))
 
     def generate(self, rollouts: Iterable[tuple[int, int]], prompts: Iterable[int]) -> float:
-        """`rollouts`: (prompt length, response length) of each; `prompts`: length of each prompt that was prefilled."""
+        """Returns the FLOPs of sampling.
+
+        `rollouts` are (prompt length, response length) of each rollout, `prompts` the lengths of the prefilled prompts.
+        """
         prefill = sum(self.linear * p + self.attention * p * (p + 1) / 2 for p in prompts)
         decode = sum(
             self.linear * (t - 1) + self.attention * ((p + 1) * (t - 1) + (t - 1) * (t - 2) / 2) + self.head * t
@@ -49,11 +56,11 @@ class PassCost:
         return prefill + decode
 
     def forward(self, lengths: Iterable[int], head_positions: int) -> float:
-        """One pass over sequences of these lengths."""
+        """Returns the FLOPs of a forward pass over sequences of these lengths."""
         backbone = sum(self.linear * n + self.attention * n * (n + 1) / 2 for n in lengths)
         return backbone + self.head * head_positions
 
     def backward(self, lengths: Iterable[int], head_positions: int) -> float:
-        """The backward pass of it: the gradients of what goes in, and of the weights that are trained."""
+        """Returns the FLOPs of its backward pass: gradients of the inputs, and of the weights that are trained."""
         backbone = sum((1 + self.trained) * self.linear * n + self.attention * n * (n + 1) for n in lengths)
         return backbone + (1 + self.head_trained) * self.head * head_positions

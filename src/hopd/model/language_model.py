@@ -1,7 +1,7 @@
-"""A causal language model as hopd uses it: a backbone, a head, a tokenizer, stop ids, a context length.
+"""Wraps a causal language model of Hugging Face: backbone, head, tokenizer, stop ids, context length.
 
-Any Hugging Face causal LM. The backbone runs on all positions, the head only where its logits are wanted, so the two
-are taken apart once, here, and the parts are checked against the model's own logits.
+The backbone runs on all positions, the head only where logits are needed. So the two are separated here, once, and
+checked against the model's own logits.
 """
 
 import inspect
@@ -21,30 +21,32 @@ from hopd.objective.head import Head
 
 
 class LanguageModel:
-    """`model` taken apart; raises `ModelError` if the parts do not give its logits back, or if it is not causal.
+    """Separates `model` into a backbone and a head.
 
-    It stays in evaluation mode: dropout would make the updated policy another one than the one that sampled.
+    It stays in evaluation mode: with dropout, the policy that is updated would differ from the one that sampled. Raises
+    `ModelError` if the parts do not reproduce the model's logits, or if it is not causal.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model"):
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        nn.Module.eval(model)
+        self.model, self.tokenizer, self.name = model, tokenizer, name
         self.config = model.config.get_text_config()
         self.backbone: nn.Module = model.base_model
-        self.forward: Callable[..., Any] = self.backbone  # another way to it, where the model is cut up
-        self.sharding = Sharding()  # none: this process has all weights
-        self.recomputes = False  # gradient checkpointing, where there is a gradient
+        self.forward: Callable[..., Any] = self.backbone  # a sharded model has its own
+        self.sharding = Sharding()  # not sharded: this process has all weights
+        self.recomputes = False  # gradient checkpointing, in passes with a gradient
         self._vocabulary: int | None = None
-        taken = inspect.signature(self.backbone.forward).parameters
-        self._takes_positions = "position_ids" in taken
-        self._cache = "cache" if "cache" in taken else "past_key_values"  # renamed in transformers 5.24
-        if self.backbone is model or model.get_output_embeddings() is None:
+        parameters = inspect.signature(self.backbone.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+        if self.backbone is model or self.output_layer is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)
 
     @property
     def head(self) -> Head:
-        """Made anew at each use: its tensors are the model's parameters, which training replaces or updates."""
-        linear = self.model.get_output_embeddings()
+        """Returns the head, with the model's parameters as they are now: sharding and training may replace them."""
+        linear = self.output_layer
         divisor = getattr(self.config, "logits_scaling", None)  # Granite divides, Cohere multiplies
         head = Head(
             linear.weight,
@@ -54,13 +56,19 @@ class LanguageModel:
         )
         return head if self._vocabulary is None else head.narrow(self._vocabulary)
 
+    @property
+    def output_layer(self) -> Any:
+        """Returns the module whose weight and bias are the head's, or None for a model without one."""
+        find: Callable[[], Any] = self.model.get_output_embeddings
+        return find()
+
     def limit_vocabulary(self, vocabulary: int) -> None:
-        """From now on the head gives the first `vocabulary` ids only: two models then share one vocabulary."""
+        """Limits the head to the first `vocabulary` ids from now on, so that two models share one vocabulary."""
         self._vocabulary = vocabulary
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Every end-of-sequence id of the generation config, or else of the config, or else of the tokenizer."""
+        """Returns the end-of-sequence ids of the generation config, or else of the config, or else of the tokenizer."""
         generation = self.model.generation_config.eos_token_id if self.model.generation_config else None
         for ids in (generation, self.config.eos_token_id, self.tokenizer.eos_token_id):
             if ids is not None:
@@ -69,7 +77,7 @@ class LanguageModel:
 
     @property
     def context(self) -> int | None:
-        """The most tokens, prompt and response together, or None where the model has no limit."""
+        """Returns the most tokens of prompt and response together, or None if the model has no limit."""
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
             if (limit := getattr(self.config, name, None)) is not None:
                 return int(limit)
@@ -77,40 +85,51 @@ class LanguageModel:
 
     @property
     def head_width(self) -> int:
-        """The width of an attention head, 0 for a model without attention."""
+        """Returns the width of an attention head, or 0 for a model without attention."""
         heads = getattr(self.config, "num_attention_heads", None)
-        return getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0)
+        return int(getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0))
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Returns the device of the model's parameters."""
+        device: torch.device = self.model.device
+        return device
 
     def hidden(
         self,
         ids: Int[Tensor, "B L"],
-        mask: Bool[Tensor, "B K"] | None = None,
+        mask: Bool[Tensor, "B K"] | Float[Tensor, "B 1 1 K"] | None = None,
         positions: Int[Tensor, "B L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """The last hidden states. `mask` hides left padding, among the cached positions too; rows that are padded on
-        the right need none, since a causal model never looks there."""
+        """Returns the last hidden states of B sequences.
+
+        `mask` hides left padding among the K positions of cache and `ids`: where it is false, or by a number that is
+        added to the attention scores. Right padding needs no mask, since a causal model never reads it.
+        """
         if self.recomputes:
             self._recompute(cache is None and torch.is_grad_enabled())
-        given: dict[str, Any] = {"position_ids": positions} if positions is not None and self._takes_positions else {}
-        return self.forward(
-            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **given
+        takes = positions is not None and self._takes_positions
+        options: dict[str, Any] = {"position_ids": positions} if takes else {}
+        hidden: Tensor = self.forward(
+            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **{self._cache: cache}, **options
         ).last_hidden_state
+        return hidden
 
     def checkpoint_activations(self) -> None:
-        """Gradient checkpointing: layers are recomputed in the backward pass."""
+        """Turns on gradient checkpointing: layers are recomputed in the backward pass.
+
+        Raises `ModelError` if the architecture does not support it.
+        """
         if not self.model.supports_gradient_checkpointing:
             raise ModelError(f"{self.name} does not support gradient checkpointing; set it to false in the recipe")
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable: Callable[..., None] = self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         self.recomputes = True
 
     def _recompute(self, wanted: bool) -> None:
-        """A layer that recomputes ignores the cache, so it must not while decoding. It looks at its own `training`;
-        its children stay in eval mode, so that dropout stays off."""
+        """Sets whether layers recompute: not while decoding, because a layer that recomputes ignores the cache."""
+        # A layer reads its own `training`; its children stay in eval mode, so that dropout stays off.
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = wanted
@@ -118,7 +137,7 @@ class LanguageModel:
 
 @torch.no_grad()
 def _verify(lm: LanguageModel) -> None:
-    """Two looks that catch what a config does not say: a head with another scale, and attention to the future."""
+    """Checks what a config does not tell: that the head reproduces the logits, and that hidden states are causal."""
     vocabulary = lm.head.vocabulary
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=lm.device) % vocabulary
     hidden = lm.hidden(ids)
@@ -129,7 +148,7 @@ def _verify(lm: LanguageModel) -> None:
     past, other = hidden[:, :3].float()
     if not torch.allclose(past, other, rtol=tolerance, atol=tolerance * float(past.abs().max())):
         raise ModelError(
-            f"{lm.name} is no causal language model: its hidden states look at later tokens ({type(lm.model).__name__})"
+            f"{lm.name} is no causal language model: its hidden states see later tokens ({type(lm.model).__name__})"
         )
     if not torch.allclose(lm.head.logits(hidden), logits, rtol=tolerance, atol=tolerance * float(logits.abs().max())):
         raise ModelError(

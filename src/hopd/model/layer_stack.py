@@ -7,9 +7,10 @@ from hopd.errors import ModelError
 
 
 def layer_stack(model: PreTrainedModel, name: str, able: str) -> tuple[nn.Module, str]:
-    """Finds the list of the decoder's layers: the module that holds it, and its name there.
+    """Returns the module that holds the list of the decoder's layers, and the list's name in it.
 
-    Raises `ModelError`, which says what hopd is `able` to do, unless there is exactly one."""
+    Raises `ModelError` unless there is exactly one such list; the message says what hopd is `able` to do.
+    """
     count = model.config.get_text_config().num_hidden_layers
     stacks = [
         (parent, child)

@@ -1,9 +1,9 @@
-"""Loads a model: from a directory, a hub name, or a file of an installed package; with adapters, or fewer layers."""
+"""Loads a model from a directory, a hub name, or a file of an installed package; with adapters, or fewer layers."""
 
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hopd.model.language_model import LanguageModel
 from hopd.model.layer_stack import layer_stack
 
 PACKAGE = "package:"
-ADAPTERS = "adapter_config.json"  # in a directory of peft's
+ADAPTERS = "adapter_config.json"  # peft's file
 
 
 def load(
@@ -29,10 +29,11 @@ def load(
     layers: Sequence[int] | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """A model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
+    """Loads a model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
 
-    Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers and drops the others.
-    A directory of LoRA adapters gives their base model with the adapters in it. Raises `ModelError`.
+    Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers, numbered from 0, and drops
+    the others. From a directory of LoRA adapters it loads their base model and adds them. Raises `ModelError` if the
+    model is missing, incomplete, or no causal language model.
     """
     path = resolve(source)
     if is_adapters(source):
@@ -40,7 +41,7 @@ def load(
 
         base = json.loads((path / ADAPTERS).read_text()).get("base_model_name_or_path")
         if not base:
-            raise ModelError(f"the adapters of {source} do not say what model they belong to (base_model_name_or_path)")
+            raise ModelError(f"the adapters of {source} do not name their base model (base_model_name_or_path)")
         adapted = load(base, dtype=dtype, device=device, layers=layers, trust_remote_code=trust_remote_code)
         load_adapters(adapted, path)
         adapted.name = source
@@ -61,7 +62,7 @@ def load(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers would make them up
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
         raise ModelError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} for example")
     if path.suffix == ".gguf":
         model = _dequantised(model)
@@ -72,15 +73,18 @@ def load(
 
 
 def is_adapters(source: str) -> bool:
-    """Whether it is a directory of adapters, which `load` puts into their base model."""
+    """Tells whether `source` is a directory of adapters, which `load` adds to their base model."""
     return (resolve(source) / ADAPTERS).is_file()
 
 
 def resolve(source: str) -> Path:
-    """`package:NAME/PATH` → that file of an installed package (not imported); anything else as it is."""
+    """Returns the path of `package:NAME/PATH` in an installed package, without importing it, and of any other source.
+
+    Raises `ModelError` for a package or a path that does not exist.
+    """
     if not source.startswith(PACKAGE):
         path = Path(source).expanduser()
-        if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):  # no name of a hub
+        if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):  # not a hub's name
             raise ModelError(f"there is no model at {source} (looked in {Path.cwd()})")
         return path
     package, _, inside = source.removeprefix(PACKAGE).partition("/")
@@ -97,7 +101,10 @@ def resolve(source: str) -> Path:
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "model") -> None:
-    """Keeps these decoder layers, in this order (recovery after pruning is a classic use of distillation)."""
+    """Keeps these decoder layers and drops the others: distillation often recovers a pruned model.
+
+    Raises `ModelError` unless `layers` are rising numbers of existing layers.
+    """
     config = model.config.get_text_config()
     count = config.num_hidden_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
@@ -115,11 +122,12 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "mode
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
-    """A model read from GGUF holds plain weights but calls itself quantised, and then refuses to be saved."""
+    """Makes a plain model of one from GGUF, which has plain weights but is marked quantised and cannot be saved."""
     config = type(model.config)(**model.config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    from_config: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+    plain = from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     return plain
@@ -127,7 +135,7 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
-    """Until the block ends, transformers does not warn that reading GGUF takes memory: it is wanted here."""
+    """Silences transformers' warning that reading GGUF takes memory, until the block ends: here it is intended."""
     logger = logging.getLogger("transformers.modeling_gguf_pytorch_utils")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""The student cut up over the processes (FSDP2): weights, gradients and moments of AdamW, a part of each on each.
+"""Shards the student over the processes (FSDP2): each holds a part of the weights, gradients and AdamW's moments.
 
-A layer is put together for the time of its pass. While rollouts decode, all of them stay together: processes whose
-rollouts end at different times then never wait for one another.
+A layer is gathered for its own pass. While rollouts decode, all layers stay gathered, because their rollouts end at
+different times on different processes, which then need not wait for one another.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 
 class Sharding:
-    """Holds the `units` of a model whose weights are gathered one at a time; the last holds what belongs to no layer.
-    Without units every process has the whole model, and nothing here does anything."""
+    """Holds the `units` of a model, whose weights are gathered one at a time. The last unit holds all but the layers.
+
+    Without units every process has the whole model, and the methods do nothing.
+    """
 
     def __init__(self, units: Sequence[FSDPModule] = ()):
         self.units, self._is_unsharded = units, False
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Gives every process all weights until the block ends: no pass then waits for another process. All processes
-        enter together. There is no gradient inside; blocks may be nested."""
+        """Gathers all weights on every process until the block ends: no pass inside waits for another process.
+
+        All processes enter together. Passes inside must have no gradient. Blocks may be nested.
+        """
         if self._is_unsharded:
             yield
             return
@@ -48,35 +52,38 @@ class Sharding:
                 unit.set_reshard_after_forward(True, recurse=False)
 
     def reshard(self) -> None:
-        """Frees what was gathered; the next pass sees the weights as they are then."""
+        """Frees gathered weights; the next pass gathers the current ones."""
         for unit in self.units:
             unit.reshard()
 
 
 def shard(model: "LanguageModel", processes: Processes, bf16: bool) -> None:
-    """Shards `model`, which holds fp32 weights, over the processes; they stay fp32, and under `bf16` passes compute
-    with copies.
+    """Shards the fp32 weights of `model` over the processes. They stay fp32; with `bf16`, passes use bf16 copies.
 
-    Gradients are summed over the processes, in fp32, and not averaged: the loss is a part of one mean already.
+    Gradients are summed over the processes, in fp32, not averaged: each process's loss is its part of one mean. Raises
+    `ModelError` unless the model has exactly one stack of layers.
     """
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     units: list[Any] = [*_layers(model), model.model]
-    # The vocabulary head is used beside the model's own forward pass, with the last unit, which stays until backward.
-    model.model.hopd_backbone = model.backbone.forward
+    # The vocabulary head is used outside the model's own forward pass; the last unit keeps it gathered until backward.
+    whole: Any = model.model  # it gets an attribute that its class does not know
+    whole.hopd_backbone = model.backbone.forward
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=precision)
         unit.set_gradient_divide_factor(1.0)
         if hasattr(unit, "set_force_sum_reduction_for_comms"):  # torch before 2.9 divides by the factor above, 1
             unit.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model.model, "hopd_backbone")
-    model.forward = model.model.hopd_backbone
+    register_fsdp_forward_method(whole, "hopd_backbone")
+    model.forward = whole.hopd_backbone
     model.sharding = Sharding(units)
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors: what is cut up is put together, one after the other, into the CPU's memory. All processes take
-    part; those that do not `keep` them get none. Tied ones stay tied."""
+    """Returns whole tensors: sharded ones are gathered one by one into the CPU's memory.
+
+    All processes call it; those that do not `keep` the tensors receive none. Tied tensors stay tied.
+    """
     made: dict[int, Tensor] = {}
     for key, tensor in {id(tensor): tensor for tensor in tensors.values()}.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -85,15 +92,15 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return {name: made[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def cut_like(whole: Tensor, part: Tensor) -> Tensor:
-    """This process's part of a tensor that all processes hold, as `part` is cut up."""
+def shard_like(whole: Tensor, part: Tensor) -> Tensor:
+    """Returns this process's part of a tensor that all processes hold, sharded as `part` is."""
     if not isinstance(part, DTensor):
         return whole.to(part.device)
     return distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of it."""
+    """Returns the part of a tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,13 +1,13 @@
-"""Compares the vocabularies of two models: token ids go from one to the other as they are."""
+"""Compares the vocabularies of two models, because student and teacher exchange token ids."""
 
 from hopd.errors import ModelError
 from hopd.model.language_model import LanguageModel
 
 
 def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list[str]:
-    """Raises `ModelError` unless the same id means the same token to both; gives notes on what else differs.
+    """Returns notes on harmless differences; raises `ModelError` unless each id means the same token to both.
 
-    Compared are ids, not files: tokenizers that are written differently and agree are fine.
+    It compares ids, not files: tokenizers with different files may agree.
     """
     mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     name_of = {id: token for token, id in theirs.items()}
@@ -20,7 +20,7 @@ def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list
         raise ModelError(
             f"student {student.name} and teacher {teacher.name} have unlike vocabularies: {len(conflicts)} of "
             f"{len(mine)} tokens differ, first id {id}: {token!r} to the student, {name_of.get(id)!r} to the teacher. "
-            "Token ids go from one to the other as they are, so both must come from one tokenizer"
+            "They exchange token ids, so both must use one tokenizer"
         )
     notes = []
     if only := sorted(mine.keys() ^ theirs.keys()):
@@ -28,7 +28,7 @@ def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list
     if student.stop_ids != teacher.stop_ids:
         notes.append(
             f"the student stops on {sorted(student.stop_ids)}, the teacher {teacher.name} on "
-            f"{sorted(teacher.stop_ids)}: a student that is taught another end forgets its own; watch the stop rate"
+            f"{sorted(teacher.stop_ids)}: the student may unlearn its own stop id; watch the stop rate"
         )
     if not student.stop_ids:
         notes.append("the student has no end-of-sequence id: every rollout runs to its horizon")

@@ -1,12 +1,13 @@
-"""Signals, divergences, estimators and the chunked head: pure functions on tensors, and the objectives as plain data.
+"""Turns a teacher's signal into a loss: signals, divergences, estimators, the chunked head, and objectives as data.
 
-Names are imported when they are used: whoever reads an objective from a recipe does not wait for torch.
+It knows tensors, and neither language models nor rollouts nor the loop. Names that need torch are imported on first
+use, so that reading an objective from a recipe does not load torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hopd.objective.objective import Detail, Full, Objective, Own, Sampled, TopK
+from hopd.objective.objective import Custom, Detail, Full, Objective, Sampled, TopK
 
 if TYPE_CHECKING:
     from hopd.objective.credit import discounted_credit as discounted_credit
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from hopd.objective.loss import distillation_loss as distillation_loss
     from hopd.objective.positions import LossTokens as LossTokens
     from hopd.objective.positions import Positions as Positions
-    from hopd.objective.positions import Statistics as Statistics
+    from hopd.objective.positions import TokenStatistics as TokenStatistics
     from hopd.objective.signal import HiddenSignal as HiddenSignal
     from hopd.objective.signal import SampledSignal as SampledSignal
     from hopd.objective.signal import Signal as Signal
@@ -28,14 +29,14 @@ _HOMES = {
     "Positions": "positions",
     "SampledSignal": "signal",
     "Signal": "signal",
-    "Statistics": "positions",
+    "TokenStatistics": "positions",
     "TopKSignal": "signal",
     "chunked_loss": "head",
     "discounted_credit": "credit",
     "distillation_loss": "loss",
 }
 
-__all__ = ["Detail", "Full", "Objective", "Own", "Sampled", "TopK", *_HOMES]
+__all__ = ["Custom", "Detail", "Full", "Objective", "Sampled", "TopK", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which later signals a token is credited with: the γ of Eq. 4 to 6."""
+"""Credits a token with the later signals of its rollout: the γ of Eq. 4 to 6."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,10 +8,11 @@ from torch import Tensor
 def discounted_credit(
     log_ratio: Float[Tensor, " N"], row: Int[Tensor, " N"], position: Int[Tensor, " N"], gamma: float
 ) -> Float[Tensor, " N"]:
-    """Σ_{k≥t} γ^{k−t} r_k within each rollout (Eq. 5). γ = 0 is token-level (Eq. 6), γ = 1 sequence-level (Eq. 4).
+    """Returns Σ_{k≥t} γ^{k−t} r_k within each rollout (Eq. 5).
 
-    The tokens of all rollouts stand in one flat list; `row` says which rollout a token belongs to and `position` its
-    place there. A place that is missing contributes nothing.
+    γ = 0 is token-level (Eq. 6), γ = 1 sequence-level (Eq. 4). The tokens of all rollouts form one flat list of N:
+    `row` is the index of a token's rollout and `position` its place in the response. Missing positions contribute
+    nothing.
     """
     if gamma == 0 or log_ratio.numel() == 0:
         return log_ratio

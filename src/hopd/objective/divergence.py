@@ -1,7 +1,7 @@
-"""Divergences between two categorical distributions, from their log-probabilities: one number a position.
+"""Computes divergences between two categorical distributions from their log-probabilities, in nats per position.
 
-`student` is log π_θ, `teacher` is log π_g, both over the same vocabulary and normalised. Gradients flow into
-whatever asks for them; nothing is detached here and nothing is averaged.
+`student` is log π_θ and `teacher` log π_g, both [N, V], normalised, over the same vocabulary. Gradients flow into both:
+nothing is detached here, and nothing is averaged.
 """
 
 import math
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def reverse_kl(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(π_θ ‖ π_g) = Σ_v π_θ(v) (log π_θ(v) − log π_g(v)): mode-seeking, what OPD descends."""
+    """Returns KL(π_θ ‖ π_g) = Σ_v π_θ(v) (log π_θ(v) − log π_g(v)): mode-seeking, the loss that OPD minimises."""
     return (student.exp() * (student - teacher)).sum(-1)
 
 
 def forward_kl(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(π_g ‖ π_θ) = Σ_v π_g(v) (log π_g(v) − log π_θ(v)): mass-covering."""
+    """Returns KL(π_g ‖ π_θ) = Σ_v π_g(v) (log π_g(v) − log π_θ(v)): mass-covering."""
     return (teacher.exp() * (teacher - student)).sum(-1)
 
 
 def jsd(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], beta: float) -> Float[Tensor, " N"]:
-    """Generalised Jensen–Shannon divergence: β KL(π_g ‖ m) + (1 − β) KL(π_θ ‖ m), m = β π_g + (1 − β) π_θ.
+    """Returns the generalised Jensen–Shannon divergence: β KL(π_g ‖ m) + (1 − β) KL(π_θ ‖ m), m = β π_g + (1 − β) π_θ.
 
-    0 < β < 1. Its gradient, divided by β, tends to the forward KL's as β → 0; by 1 − β, to the reverse KL's as β → 1
-    (GKD, arXiv:2306.13649).
+    `beta` is in (0, 1). Divided by β, its gradient tends to the forward KL's as β → 0; divided by 1 − β, to the reverse
+    KL's as β → 1 (GKD, arXiv:2306.13649).
     """
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     return beta * forward_kl(mixture, teacher) + (1 - beta) * reverse_kl(student, mixture)

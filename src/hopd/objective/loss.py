@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: any objective's losses per token, weighted and added up, never averaged."""
+"""Computes the loss of a micro-batch: an objective's losses per token, weighted and summed, never averaged."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from torch import Tensor
 from hopd.objective.credit import discounted_credit
 from hopd.objective.head import Head, chunked_loss
 from hopd.objective.objective import Objective
-from hopd.objective.positions import LossTokens, Positions, Statistics
+from hopd.objective.positions import LossTokens, Positions, TokenStatistics
 from hopd.objective.signal import Signal, tempered
 
 
@@ -19,10 +19,12 @@ def distillation_loss(
     at: LossTokens,
     temperature: float = 1.0,
     chunk_bytes: int | None = None,
-) -> tuple[Float[Tensor, ""], Statistics]:
-    """Returns Σ_t weight_t · loss_t: a sum, for the caller to divide once by the loss tokens of the whole step.
+) -> tuple[Float[Tensor, ""], TokenStatistics]:
+    """Returns Σ_t weight_t · loss_t, and each token's statistics without gradient.
 
-    `hidden` are the states from which the student's `head` predicts each token of `at`.
+    The loss is a sum: the caller divides it once, by the loss tokens of the whole step. `hidden` are the states from
+    which the student's `head` predicts each token of `at`; `temperature` is the rollout's; `chunk_bytes` limits the
+    float32 logits in memory (default: `chunk_bytes_on`).
     """
     later = _credit(objective.gamma, head, hidden, signal, at, temperature, chunk_bytes) if objective.gamma else None
 
@@ -32,7 +34,7 @@ def distillation_loss(
         return at.weight[rows] * loss, torch.stack([loss, here.log_ratio, here.log_prob], dim=-1)
 
     total, statistics = chunked_loss(head, hidden, terms, chunk_bytes)
-    return total, Statistics(*statistics.unbind(-1))
+    return total, TokenStatistics(*statistics.unbind(-1))
 
 
 @torch.no_grad()
@@ -45,7 +47,7 @@ def _credit(
     temperature: float,
     chunk_bytes: int | None,
 ) -> Float[Tensor, " N"]:
-    """Computes future signals first, in a pass over the head without gradient; `at` must hold the whole response."""
+    """Computes all signals first, in a pass over the head without gradient; `at` must hold the whole responses."""
 
     def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
         here = Positions(tempered(logits, temperature), signal, at, rows)

@@ -1,10 +1,11 @@
-"""The objectives of a run as plain data: an estimator and its options. Importing this file does not import torch.
+"""Describes objectives as plain data: an estimator and its options. Importing this file does not import torch.
 
-`Sampled`  the sampled token's gradient, with credit γ: 0 token-level, 1 sequence-level, between: discounted
+`Sampled`  the sampled token's gradient, with credit γ: 0 token-level, 1 sequence-level, in between discounted
 `TopK`     the reverse KL on k likely tokens
 `Full`     a divergence over the whole vocabulary: reverse KL, forward KL, JSD(β)
+`Custom`   an estimator of your own
 
-All of them, and an estimator of your own, have what `Objective` lists. `hopd.objective.loss` adds up their losses.
+All of them implement `Objective`. `hopd.objective.loss` sums their losses.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ Tail = Literal["paper", "renormalised", "bucket"]
 
 
 class Detail(IntEnum):
-    """How much of the teacher's distribution: log-probs of the sampled tokens, of its own most likely ones besides, or
-    of every token."""
+    """Ranks how much of its distribution a teacher returns.
+
+    `SAMPLED` means log-probs of the sampled tokens, `TOP_K` also of its most likely tokens, `VOCABULARY` of all tokens.
+    """
 
     SAMPLED = 1
     TOP_K = 2
@@ -28,41 +31,43 @@ class Detail(IntEnum):
 
 
 class Objective(Protocol):
-    """What an estimator is. One of your own has `needs` and `per_token`; γ is 0 for it."""
+    """Defines a loss per token. An estimator of your own has `needs` and `per_token`, perhaps `k`; its γ is 0."""
 
     @property
-    def estimator(self) -> str: ...
+    def estimator(self) -> str:
+        """Returns the estimator's name in a recipe."""
+        ...
 
     @property
     def needs(self) -> Detail:
-        """What the teacher must give."""
+        """Returns the least detail that the teacher must return."""
         ...
 
     @property
     def gamma(self) -> float:
-        """How much a token is credited with the later signals of its rollout (Eq. 5); 0: not at all."""
+        """Returns γ, the discount of later signals in a token's credit (Eq. 5); 0 means no credit for them."""
         ...
 
     @property
     def k(self) -> int:
-        """How many of a distribution's most likely tokens are looked at; 0: another number, or none."""
+        """Returns the number of most likely tokens that the loss reads; 0 if it reads none, or all."""
         ...
 
-    # Positions and Tensor are those of `hopd.objective.positions`, which imports torch.
+    # `Positions` and `Tensor` would need torch, which this file does not import.
     def per_token(self, at: Any) -> Any:
-        """Gives one loss a position, [n], from `at: Positions`. Its gradient is the estimator's. It is not averaged."""
+        """Returns one loss per position, [n], from `at: Positions`, not averaged. Its gradient is the estimator's."""
         ...
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Eq. 6 (γ = 0) to Eq. 4 (γ = 1): −A_t log π_θ(y_t) with A_t = Σ_{k≥t} γ^{k−t} r_k, detached.
+    """Computes −A_t log π_θ(y_t) with A_t = Σ_{k≥t} γ^{k−t} r_k, detached: Eq. 6 (γ = 0) to Eq. 4 (γ = 1).
 
-    `control_variate` adds KL_t to A_t: the same mean gradient, less variance. `importance_cap` weighs with
+    `control_variate` adds KL_t to A_t: the same mean gradient, less variance. `importance_cap` multiplies by
     min(π_θ/μ, cap), for several optimiser steps on one set of rollouts. Raises `RecipeError` for values out of range.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for the recipe, which reads these classes as sections
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a recipe reads these classes as sections
 
     estimator: Literal["sampled"] = field(default="sampled", kw_only=True)
     gamma: float = 0.0
@@ -95,9 +100,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class TopK:
-    """The reverse KL on the `k` tokens that the student, or the teacher, finds most likely (Table 3: the student, 16).
+    """Computes the reverse KL on the `k` most likely tokens of the student or the teacher (Table 3: the student's 16).
 
-    `tail` says what becomes of the other tokens: see `hopd.objective.estimator.top_k`. Raises `RecipeError`.
+    `tail` selects how the other tokens count: see `hopd.objective.estimator.top_k`. Raises `RecipeError` for k < 1, and
+    for `bucket` with the teacher's candidates.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -126,13 +132,13 @@ class TopK:
 
         if self.candidates == "teacher":
             ids, likely = at.teacher_top_k(self.k)
-            return estimator.among(at.student.gather(-1, ids), likely, self.tail)
+            return estimator.on_candidates(at.student.gather(-1, ids), likely, self.tail)
         return estimator.top_k(at.student, at.teacher, self.k, self.tail)
 
 
 @dataclass(frozen=True)
 class Full:
-    """A divergence over the whole vocabulary. `beta` is that of `jsd`. Raises `RecipeError`."""
+    """Computes a divergence over the whole vocabulary; `jsd` uses `beta`. Raises `RecipeError` unless 0 < beta < 1."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -159,10 +165,11 @@ class Full:
 
 
 @dataclass(frozen=True)
-class Own:
-    """An estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`, made from `options`.
+class Custom:
+    """Uses an estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`.
 
-    Raises `RecipeError` where it cannot be loaded or made, and where its losses are not one a position.
+    `options` are the arguments of its constructor. Raises `RecipeError` if it cannot be imported or constructed, and
+    later if it does not return one loss per position.
     """
 
     estimator: str
@@ -186,7 +193,7 @@ class Own:
         loss = self.made.per_token(at)
         if loss.shape != at.tokens.shape:
             raise RecipeError(
-                f"objective '{self.estimator}': per_token gives a loss of the shape {tuple(loss.shape)}; it must be "
-                f"one number a position, {tuple(at.tokens.shape)}, not averaged"
+                f"objective '{self.estimator}': per_token returned a loss of shape {tuple(loss.shape)}; return "
+                f"one number per position, {tuple(at.tokens.shape)}, not averaged"
             )
         return loss

@@ -1,6 +1,6 @@
-"""What a teacher says about the loss tokens of a batch, in the form that it can give it.
+"""Defines a teacher's signal: its log-probs at the loss tokens of a batch, in as much detail as it can provide.
 
-An objective declares what it `needs`, a teacher what it `gives`; preflight refuses a pair that does not fit.
+An objective declares what it `needs`, a teacher what it `gives`; preflight rejects a pair that does not fit.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,28 @@ from hopd.objective.head import Head, chunk_bytes_on, positions_in
 
 
 class Signal(Protocol):
+    """Provides log π_g at the N loss tokens of a batch; `rows` selects n of them. Values have no gradient."""
+
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """log π_g(y_t) at the positions `rows`."""
+        """Returns log π_g(y_t) at `rows`."""
         ...
 
     def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
-        """The teacher's k most likely tokens and their log π_g. Only of a signal with the detail `TOP_K` or more."""
+        """Returns the teacher's k most likely tokens and their log π_g, most likely first.
+
+        Raises `TypeError` for a signal with less detail than `TOP_K`.
+        """
         ...
 
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
-        """log π_g over the vocabulary at the positions `rows`. Only of a signal with the detail `VOCABULARY`."""
+        """Returns log π_g over the vocabulary. Raises `TypeError` for a signal with less detail than `VOCABULARY`."""
         ...
 
 
 class HiddenSignal:
-    """A local teacher's: its hidden states, from which a chunk's logits are projected when the first is wanted.
+    """Provides a local teacher's signal from its hidden states; logits are projected chunk by chunk, on demand.
 
-    Callers go through the positions in order, in steps that may be smaller than what matrix products want.
+    Callers read the positions in order, in steps that may be smaller than the chunks that make products fast.
     """
 
     def __init__(
@@ -61,12 +66,12 @@ class HiddenSignal:
             self._chunk = slice(rows.start, max(rows.stop, ahead))
             self._raw = self.head.project(self.hidden[self._chunk])
         here = self._raw[rows.start - self._chunk.start : rows.stop - self._chunk.start]
-        return tempered(self.head.shape(here), self.temperature)
+        return tempered(self.head.scale_and_cap(here), self.temperature)
 
 
 @dataclass(frozen=True)
 class SampledSignal:
-    """Log-probs of the sampled tokens alone: all that some servers give."""
+    """Provides log-probs of the sampled tokens only: all that some servers return."""
 
     sampled: Float[Tensor, " N"]
 
@@ -74,15 +79,15 @@ class SampledSignal:
         return self.sampled[rows]
 
     def top_k(self, rows: slice, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
-        raise TypeError("this teacher gives the log-probs of the sampled tokens only; use the estimator 'sampled'")
+        raise TypeError("this teacher returns log-probs of the sampled tokens only; use the estimator 'sampled'")
 
     def log_probs(self, rows: slice) -> Float[Tensor, "n V"]:
-        raise TypeError("this teacher gives the log-probs of the sampled tokens only; use the estimator 'sampled'")
+        raise TypeError("this teacher returns log-probs of the sampled tokens only; use the estimator 'sampled'")
 
 
 @dataclass(frozen=True)
 class TopKSignal(SampledSignal):
-    """Log-probs of the sampled tokens and of the teacher's own K most likely ones: all that a server gives."""
+    """Provides log-probs of the sampled tokens and of the teacher's K most likely ones: the most a server returns."""
 
     ids: Int[Tensor, "N K"]
     likely: Float[Tensor, "N K"]
@@ -94,9 +99,10 @@ class TopKSignal(SampledSignal):
 
 
 def tempered(logits: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
+    """Returns the logits at a temperature above 0."""
     return logits if temperature == 1.0 else logits / temperature
 
 
 def log_prob_of(logits: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The log-softmax of one token a row, without the log-softmax of the others."""
+    """Returns the log-softmax of one token per position, without computing that of the others."""
     return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)

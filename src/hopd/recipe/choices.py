@@ -50,10 +50,10 @@ def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> An
     return Plugin.of(value, tag) or made
 
 
-def _read_own(value: Any) -> objectives.Own:
-    if isinstance(value, objectives.Own):
+def _read_own(value: Any) -> objectives.Custom:
+    if isinstance(value, objectives.Custom):
         return value
-    return objectives.Own(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
+    return objectives.Custom(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
 
 
 _OPTIONS = {
@@ -80,7 +80,7 @@ def _write_window(value: Any) -> dict[str, Any]:
     return value.spec("kind") if isinstance(value, Plugin) else horizons.describe_window(value)
 
 
-def _write_own(value: objectives.Own) -> dict[str, Any]:
+def _write_own(value: objectives.Custom) -> dict[str, Any]:
     return {"estimator": value.estimator, **value.options}
 
 
@@ -99,7 +99,7 @@ Objective = Annotated[
     | Annotated[objectives.TopK, Tag("<estimator top_k>")]
     | Annotated[objectives.Full, Tag("<estimator full>")]
     | Annotated[
-        objectives.Own,
+        objectives.Custom,
         PlainValidator(_read_own),
         PlainSerializer(_write_own),
         Tag("<estimator plug-in>"),

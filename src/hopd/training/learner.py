@@ -12,7 +12,7 @@ from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
 from hopd.model import LanguageModel
 from hopd.model.flops import PassCost
-from hopd.objective import Objective, Statistics, distillation_loss
+from hopd.objective import Objective, TokenStatistics, distillation_loss
 from hopd.processes import Processes
 from hopd.rollout import Batch, Rollout, Stream, fold, pack, uniform
 from hopd.run.ledger import Ledger
@@ -88,7 +88,7 @@ class Learner:
             rollouts, spans, self.tokens_per_batch, self.student.device, whole_response=self.objective.gamma > 0
         )
 
-    def loss(self, batch: Batch, teacher: Teacher | None = None) -> tuple[Tensor, Statistics]:
+    def loss(self, batch: Batch, teacher: Teacher | None = None) -> tuple[Tensor, TokenStatistics]:
         """The sum over the loss tokens of one micro-batch, by the given teacher or its own."""
         with self.ledger.phase("teacher"):
             signal = (teacher or self.teacher).score(batch)
@@ -124,7 +124,7 @@ class Learner:
         self.ledger.add(scored_tokens=batch.at.tokens.numel(), trained_tokens=int((batch.at.weight > 0).sum()))
 
 
-def _first_bad(batch: Batch, terms: Statistics) -> str:
+def _first_bad(batch: Batch, terms: TokenStatistics) -> str:
     bad = (~torch.isfinite(terms.loss)).nonzero()
     if len(bad) == 0:
         return f"the loss of a micro-batch is not finite, though each token's is; it held {batch.rollouts[0]}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hopd.model.sharding import cut_like, gathered, local
+from hopd.model.sharding import gathered, local, shard_like
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 
@@ -96,7 +96,7 @@ class MasterOptimizer:
             moments = {moment: state[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in state}
             if moments:
                 self.adamw.state[master] = {
-                    key: moment.to(master.device) if key == "step" else cut_like(moment, master)
+                    key: moment.to(master.device) if key == "step" else shard_like(moment, master)
                     for key, moment in moments.items()
                 }
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopd.horizon import Evidence
-from hopd.objective.positions import LossTokens, Statistics
+from hopd.objective.positions import LossTokens, TokenStatistics
 from hopd.processes import Processes
 from hopd.rollout.rollout import FinishReason, Rollout
 
@@ -28,7 +28,7 @@ class StepStatistics:
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
 
-    def add_tokens(self, at: LossTokens, statistics: Statistics) -> None:
+    def add_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
         """Of one micro-batch; tokens of weight 0 do not count."""
         counted = at.weight > 0
         log_ratio = statistics.log_ratio[counted].double()

@@ -73,7 +73,7 @@ def decodes_by_kernels(model: LanguageModel) -> bool:
     """Whether a `Decoder` computes what the model's own modules do."""
     if model.device.type != "cpu" or not packs(model.model.dtype) or not has_llamas_shape(model):
         return False
-    return kernels.serve(*model.backbone.parameters()) and kernels.attends(model.head_width)
+    return kernels.support(*model.backbone.parameters()) and kernels.support_head_width(model.head_width)
 
 
 def has_llamas_shape(model: LanguageModel) -> bool:

@@ -129,7 +129,7 @@ class NativeEngine(Engine):
             if t % DRAWN_AHEAD == 0:
                 ahead = torch.arange(t, t + DRAWN_AHEAD)
                 draws = uniform(seed, rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
-            tokens, log_probs = draw_tokens(sampling, head.shape(project(hidden)), draws[:, t % DRAWN_AHEAD])
+            tokens, log_probs = draw_tokens(sampling, head.scale_and_cap(project(hidden)), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running
             stop = (tokens[:, None] == stop_ids).any(-1) & running
