@@ -1,5 +1,6 @@
 """Keeps keys and values of a batch that decodes in lockstep, written in place and grown by blocks as needed."""
 
+# transformers' base classes of caches are untyped.
 # mypy: disable-error-code="no-untyped-call"
 
 import math
