@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hopd.run import checkpoint
-from tests.teacher.test_remote import Scripted, after_steps
+from tests.teacher.scripted import Scripted, after_steps
 from tests.test_processes import LOSS_TOLERANCE, RECIPE, deviation, launched, lines
 from tests.test_processes import run as run_to_the_end
 

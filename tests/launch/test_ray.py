@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.teacher.test_remote import KEY, Scripted, after_steps
+from tests.teacher.scripted import KEY, Scripted, after_steps
 from tests.test_processes import RECIPE, STEPS, check_same, lines, one, train
 from tests.test_together import server
 

@@ -1,4 +1,4 @@
-"""Waits after failed attempts."""
+"""Checks the waits after failed attempts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from hopd.remote.backoff import LONGEST_WAIT, Backoff
 
 @given(st.floats(0.01, 60), st.integers(1, 2000))
 def test_waits_double_with_jitter_up_to_the_longest(first, failures):
-    """Also after so many failures that the power of two would be no float."""
+    """Covers numbers of failures for which the power of two would overflow a float."""
     backoff = Backoff(first, deadline=1e6)
     for failed in range(failures):
         longest = min(LONGEST_WAIT, first * 2.0 ** min(failed, 100))
@@ -16,7 +16,7 @@ def test_waits_double_with_jitter_up_to_the_longest(first, failures):
     assert backoff.failed == failures
 
 
-def test_a_server_that_names_its_wait_gets_it_beyond_the_longest_too():
+def test_a_wait_that_the_server_asks_for_may_exceed_the_longest():
     backoff = Backoff(first=1.0, deadline=1e6)
     assert backoff.fail(retry_after=3 * LONGEST_WAIT) == 3 * LONGEST_WAIT
     assert backoff.fail(retry_after=0.1) >= 1.0  # a shorter one does not shorten ours

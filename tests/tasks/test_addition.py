@@ -16,7 +16,7 @@ LINE = re.compile(r"([a-z])(\d{3})\+(\d{3}):(\d{5})(\d{5})(\d{5})=(\d{3});")
 
 
 def number(digits: str) -> int:
-    """Of digits that are written least significant first."""
+    """Reads digits that are written least significant first."""
     return int(digits[::-1])
 
 

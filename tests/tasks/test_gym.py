@@ -31,7 +31,7 @@ def test_the_prompt_is_the_question(name: str) -> None:
     ]
 
 
-def test_what_stands_in_the_last_answer_tag_is_scored() -> None:
+def test_the_text_in_the_last_answer_tag_is_scored() -> None:
     task = ReasoningGym("chain_sum", size=1)
     (problem,) = task.problems
     right = problem.answer["answer"]

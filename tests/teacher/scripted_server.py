@@ -1,8 +1,8 @@
-"""A small server of one model that answers as vLLM does, and fails as it is told: `python scripted_server.py MODEL`.
+"""Serves one model as vLLM does, and fails on demand: `python scripted_server.py MODEL [PORT]` prints its port.
 
-It prints its port. POST /faults with a list of kinds: each next scoring request takes one ("" answers well). POST
-/random {"count", "share", "seed"} spreads so many over the requests to come. POST /model loads other weights. A kind
-ending in `!` stays for ever. GET /log gives the requests' paths, kinds and whether they had the key HOPD_TEST_KEY.
+POST /faults takes a list of kinds: each scoring request uses up one ("" answers well), and a kind that ends in `!`
+stays for ever. POST /random {"count", "share", "seed"} spreads `count` faults over the next requests. POST /model loads
+other weights. GET /log returns each request's path, kind, and whether it had the key HOPD_TEST_KEY.
 """
 
 import json
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
                     state["limit"] = body
                 state["log"] = []
             return self.reply("ok")
-        with lock:  # one at a time, so that the answer does not hang on what else is asked
+        with lock:  # one at a time, so that an answer does not depend on other requests
             kind = self.fault()
             keyed = self.headers.get("authorization") == f"Bearer {os.environ.get('HOPD_TEST_KEY')}"
             state["log"].append([self.path, kind, keyed])

@@ -63,7 +63,7 @@ def test_each_prompt_is_scored_by_its_own_teacher(student, teacher):
 
 
 def test_preflight_asks_every_teacher_and_the_run_is_routed(tmp_path):
-    """Most prompts belong to a teacher that is the student itself, which alone would have nothing to teach."""
+    """Most prompts belong to a teacher that is the student itself, and alone would give a loss of zero."""
     routes = ["same"] * 15 + ["other"]
     rows = [{"q": f"{i:03d}+185*c:", "who": route} for i, route in enumerate(routes)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -80,7 +80,7 @@ def test_preflight_asks_every_teacher_and_the_run_is_routed(tmp_path):
         }
     )
     run = Distiller.of(recipe, progress=Progress(quiet=True))
-    assert any("real step" in line for line in preflight(run))
+    assert any("real step" in line for line in preflight(run.parts))
     run.train()
     assert run.parts.directory.read("metrics")[0]["loss"] > 0
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from hopd.model import LanguageModel
 from hopd.recipe import AdaptersOff, Recipe, ServerSource, TeacherPlugin
 from hopd.teacher.local import BaseTeacher, LocalTeacher
-from hopd.teacher.remote import ServerTeacher
+from hopd.teacher.remote import RemoteTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
 
 
@@ -25,9 +25,9 @@ def build_teacher(
     sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers
     for name, source in sources.items():
         if isinstance(source, ServerSource):
-            served = ServerTeacher(source, recipe.objective, student.head.vocabulary)
-            served.fingerprint = fingerprints.get(name or "")
-            teachers[name] = served
+            remote = RemoteTeacher(source, recipe.objective, student.head.vocabulary)
+            remote.fingerprint = fingerprints.get(name or "")
+            teachers[name] = remote
         elif isinstance(source, AdaptersOff):
             teachers[name] = BaseTeacher(student, temperature)
         elif isinstance(source, TeacherPlugin):

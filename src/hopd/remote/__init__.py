@@ -1,8 +1,9 @@
-"""Servers of models, asked over HTTP: requests, faults, waiting. What is asked for, nothing here knows."""
+"""Requests to servers of models over HTTP, with retries. The room knows no teacher, rollout or model: its callers say
+what to send and how to read an answer."""
 
 from hopd.remote.backoff import Backoff
 from hopd.remote.client import Client
-from hopd.remote.fault import Fault, FaultKind, Losses
+from hopd.remote.fault import Fault, FaultKind, RequestStats
 from hopd.remote.fingerprint import fingerprint_ids
 
-__all__ = ["Backoff", "Client", "Fault", "FaultKind", "Losses", "fingerprint_ids"]
+__all__ = ["Backoff", "Client", "Fault", "FaultKind", "RequestStats", "fingerprint_ids"]

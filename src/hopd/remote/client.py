@@ -1,6 +1,6 @@
-"""Asks one server or several that hold the same model, and asks again where that can help.
+"""Sends requests to one server, or to several with the same model, and retries where that can help.
 
-It knows of requests, faults and waiting; what the answers are for, it does not know.
+It knows requests, faults and waits, but not what the answers are used for.
 """
 
 import asyncio
@@ -17,24 +17,25 @@ import httpx
 from hopd.errors import RecipeError, ServerUnavailable
 from hopd.recipe import Servers
 from hopd.remote.backoff import Backoff
-from hopd.remote.fault import Fault, FaultKind, Losses
+from hopd.remote.fault import Fault, FaultKind, RequestStats
 
 Answer = TypeVar("Answer")
 
 
 @dataclass
 class Client:
-    """`what` is asked: "the teacher NAME", say. `losses` counts what went wrong. Raises `unavailable` when the deadline
-    of a request has passed."""
+    """Shares requests out over the servers of `source`. `what` begins the message of an error, such as "the teacher
+    NAME has not scored"; the error, after a request's deadline, is an `unavailable`. `stats` counts faults and
+    retries."""
 
     source: Servers
     what: str
     unavailable: type[ServerUnavailable] = ServerUnavailable
-    losses: Losses = field(default_factory=Losses)
-    _rested: dict[str, float] = field(default_factory=dict)  # when a server that failed may be asked again
+    stats: RequestStats = field(default_factory=RequestStats)
+    _retry_at: dict[str, float] = field(default_factory=dict)  # when a server that failed may be asked again
 
     def __post_init__(self) -> None:
-        self._rested = dict.fromkeys(self.source.servers, 0.0)
+        self._retry_at = dict.fromkeys(self.source.servers, 0.0)
 
     def ask(
         self,
@@ -43,8 +44,8 @@ class Client:
         read: Callable[[int, bytes], Answer],
         servers: Sequence[str] = (),
     ) -> list[Answer]:
-        """All requests, side by side, shared out over the servers or the named ones; `read` turns the answer to the
-        n-th into what is wanted or raises `Fault`."""
+        """Sends all requests concurrently to `servers`, by default to all of them, and returns the answers in order.
+        `read` turns the n-th answer's body into a value, or raises `Fault`."""
 
         async def ask_all() -> list[Answer]:
             among = list(servers) or self.source.servers
@@ -58,7 +59,7 @@ class Client:
                 tasks = [asyncio.ensure_future(ask(n, request)) for n, request in enumerate(requests)]
                 try:
                     return list(await asyncio.gather(*tasks))
-                finally:  # one that failed for good, or an interruption, ends the others
+                finally:  # a request that failed for good, or an interruption, cancels the others
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
@@ -66,7 +67,7 @@ class Client:
         return _run(ask_all())
 
     def once(self, server: str, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
-        """One server's answer to one request, as JSON; None where it is empty. Raises `Fault`."""
+        """Sends one request to one server and returns the JSON, or None for an empty answer. Raises `Fault`."""
 
         async def ask() -> bytes:
             async with _Clients(self) as clients:
@@ -79,7 +80,7 @@ class Client:
             raise Fault(FaultKind.MALFORMED, f"its answer to {path} is not JSON") from error
 
     def models(self, server: str) -> list[dict[str, Any]]:
-        """What one server says that it serves. Raises `Fault`."""
+        """Returns the entries of one server's list of models. Raises `Fault`."""
         answer = self.once(server, "GET", "/v1/models")
         try:
             return list(answer["data"])
@@ -95,41 +96,41 @@ class Client:
         request: dict[str, Any],
         read: Callable[[int, bytes], Answer],
     ) -> Answer:
-        """Backs off by server: where another one is well, it is asked at once."""
+        """Sends a request until a server answers. A fault delays its own server only: another one is asked at once."""
         backoff = Backoff(self.source.backoff, self.source.deadline)
         while True:
             server, wait = self._next(servers, n + backoff.failed)
             began = time.monotonic()
             await asyncio.sleep(wait)
             if wait:
-                self.losses.seconds += time.monotonic() - began
+                self.stats.seconds += time.monotonic() - began
             began = time.monotonic()
             try:
                 answer = read(n, await self._send(clients[server], "POST", path, request))
-                self._rested[server] = 0.0
+                self._retry_at[server] = 0.0
                 return answer
             except Fault as fault:
-                self.losses.add(fault.kind, began)
-                rest = backoff.fail(fault.retry_after)
-                if fault.kind == FaultKind.REJECTED:  # to ask again would not help
-                    rest = self.source.deadline + 1
-                self._rested[server] = time.monotonic() + rest
+                self.stats.add(fault.kind, began)
+                wait = backoff.fail(fault.retry_after)
+                if fault.kind == FaultKind.REJECTED:  # a retry would not help
+                    wait = self.source.deadline + 1
+                self._retry_at[server] = time.monotonic() + wait
                 if not backoff.allows(self._next(servers, n + backoff.failed)[1]):
                     raise self.unavailable(
                         f"{self.what}: {backoff.failed} attempts failed, with a deadline of "
                         f"{self.source.deadline:g} s; the last, at {server}: {fault}"
-                    ) from None  # the causes hold requests, and these the key
-                self.losses.retries += 1
+                    ) from None  # the cause would show the request, and with it the key
+                self.stats.retries += 1
 
     def _next(self, servers: Sequence[str], turn: int) -> tuple[str, float]:
-        """The server to ask, in turn among those that are well, or else the first that may be asked again; and the
-        seconds until then."""
+        """Returns the server to ask and the seconds until then: in turn among those that may be asked now, or else the
+        first that may be asked again."""
         now = time.monotonic()
-        well = [server for server in servers if self._rested[server] <= now]
+        well = [server for server in servers if self._retry_at[server] <= now]
         if well:
             return well[turn % len(well)], 0.0
-        soonest = min(servers, key=lambda server: self._rested[server])
-        return soonest, self._rested[soonest] - now
+        soonest = min(servers, key=lambda server: self._retry_at[server])
+        return soonest, self._retry_at[soonest] - now
 
     async def _send(
         self, client: httpx.AsyncClient, method: str, path: str, content: dict[str, Any] | None = None
@@ -151,11 +152,11 @@ class Client:
             kind = FaultKind.BUSY
         elif answer.status_code >= 500:
             kind = FaultKind.SERVER_ERROR
-        said = self._without_key(" ".join(answer.text.split())[:300])
-        raise Fault(kind, f"HTTP {answer.status_code}: {said}", _seconds(answer.headers.get("retry-after")))
+        reason = self._without_key(" ".join(answer.text.split())[:300])
+        raise Fault(kind, f"HTTP {answer.status_code}: {reason}", _seconds(answer.headers.get("retry-after")))
 
     def key(self) -> str | None:
-        """From the environment, at each use. Raises `RecipeError` if the variable is not set."""
+        """Reads the key from the environment, anew at each use. Raises `RecipeError` if the variable is not set."""
         if self.source.api_key_env is None:
             return None
         key = os.environ.get(self.source.api_key_env, "").strip()
@@ -165,11 +166,13 @@ class Client:
                 "export it, or leave api_key_env out"
             )
         if not key.isascii() or not key.isprintable():
-            raise RecipeError(f"the variable {self.source.api_key_env} holds no key: a key is one line of plain text")
+            raise RecipeError(
+                f"the variable {self.source.api_key_env} does not hold a key: a key is one line of plain text"
+            )
         return key
 
     def plain_servers(self) -> list[str]:
-        """Those on other machines to which the key goes without TLS."""
+        """Returns the servers on other machines that get the key without TLS."""
         plain = [s for s in self.source.servers if s.startswith("http://") and not is_loopback(s)]
         return plain if self.key() else []
 
@@ -179,7 +182,7 @@ class Client:
 
 
 class _Clients:
-    """An HTTP client for each server, open for one round of requests. Certificates are verified."""
+    """Holds an HTTP client for each server, open for one round of requests. Certificates are verified."""
 
     def __init__(self, client: Client):
         self.client = client
@@ -191,7 +194,7 @@ class _Clients:
                 base_url=server,
                 headers={"authorization": f"Bearer {key}"} if key else {},
                 timeout=source.timeout,
-                trust_env=not is_loopback(server),  # no proxy of the environment stands before this machine itself
+                trust_env=not is_loopback(server),  # a proxy from the environment is not for this machine itself
                 limits=httpx.Limits(max_connections=None),
             )
             for server in source.servers
@@ -207,16 +210,17 @@ class _Clients:
 
 
 def is_loopback(server: str) -> bool:
+    """Tells whether an address names this machine."""
     return urlsplit(server).hostname in ("127.0.0.1", "::1", "localhost")
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of a Retry-After in seconds; a date, which servers of models do not send, counts as none."""
+    """Reads a Retry-After in seconds; a date, which servers of models do not send, counts as 0."""
     return float(retry_after) if retry_after and retry_after.strip().isdigit() else 0.0
 
 
 def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Also where a loop is running already, as in a notebook."""
+    """Runs a coroutine to its end, also inside a running loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

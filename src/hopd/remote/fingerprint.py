@@ -1,4 +1,7 @@
-"""The tokens whose log-probs are a model's fingerprint: two copies that give the same ones have the same weights."""
+"""Chooses the tokens whose log-probs are a model's fingerprint: copies with the same log-probs have the same
+weights."""
+
+from typing import cast
 
 import torch
 
@@ -6,5 +9,5 @@ TOKENS = 32
 
 
 def fingerprint_ids(vocabulary: int) -> list[int]:
-    """Gives `TOKENS` ids, or fewer where the vocabulary is smaller, evenly spread over it."""
-    return torch.linspace(0, vocabulary - 1, min(TOKENS, vocabulary)).long().tolist()
+    """Returns `TOKENS` ids, or fewer in a smaller vocabulary, evenly spread over it."""
+    return cast(list[int], torch.linspace(0, vocabulary - 1, min(TOKENS, vocabulary)).long().tolist())

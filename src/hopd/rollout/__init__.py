@@ -1,4 +1,5 @@
-"""The student's samples, and the engines that make them."""
+"""Rollouts, the student's samples, and the engines that generate them. The room knows no teacher, task, horizon
+controller or loop."""
 
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.batch import Batch, pack

@@ -1,7 +1,8 @@
-"""Rollouts as tensors for one forward pass: micro-batches by tokens, lengths alike, nothing padded to a maximum."""
+"""Packs rollouts into micro-batches by tokens: sequences of similar length together, padded to the longest of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +15,11 @@ from hopd.rollout.rollout import Rollout
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch, all of whose rows have the same teacher.
+    """Holds one micro-batch of B sequences of at most L tokens, with N loss tokens; all sequences have the same
+    teacher.
 
-    `ids` (rows, length) are prompts and responses, flush left; the padding behind needs no mask in a causal model.
-    The state that predicts loss token n stands at `ids[at.row[n], column[n]]`.
+    `ids` are prompts and responses, padded on the right, which needs no mask in a causal model. The hidden state at
+    `ids[at.row[n], column[n]]` predicts loss token n.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -27,14 +29,15 @@ class Batch:
     at: LossTokens
 
     def states(self, hidden: Float[Tensor, "B L D"]) -> Float[Tensor, "N D"]:
-        """The hidden states that predict the loss tokens, in their order: prompts never reach the head."""
+        """Returns the hidden states that predict the loss tokens, in their order: no others reach the vocabulary
+        head."""
         return hidden[self.at.row, self.column]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that the forward pass reads of each row, without padding."""
+        """Returns how many tokens of each sequence the forward pass needs, without padding."""
         last = torch.zeros(len(self.rollouts), dtype=torch.long, device=self.ids.device)
-        return last.scatter_reduce(0, self.at.row, self.column + 1, "amax").tolist()
+        return cast(list[int], last.scatter_reduce(0, self.at.row, self.column + 1, "amax").tolist())
 
 
 _Row = tuple[str, int, Rollout, Span]  # teacher, tokens read, rollout, loss window
@@ -47,10 +50,10 @@ def pack(
     device: torch.device | str = "cpu",
     whole_response: bool = False,
 ) -> list[Batch]:
-    """Micro-batches of at most `tokens_per_batch` tokens, padding included (or one rollout that is longer by itself).
+    """Returns micro-batches of at most `tokens_per_batch` tokens, padding included; a longer rollout is one by itself.
 
-    `spans` are the loss windows. What lies behind a window is not read at all, unless `whole_response`: credit of
-    later tokens (γ > 0) needs them, with weight 0. Rollouts without loss tokens are left out.
+    `spans` are the loss windows, in response tokens. Tokens after a window are left out, unless `whole_response`:
+    credit from later tokens (γ > 0) needs them, with weight 0. Rollouts without loss tokens are left out.
     """
     rows: list[_Row] = []
     for rollout, (start, end) in zip(rollouts, spans, strict=True):
@@ -73,7 +76,7 @@ def pack(
 
 
 def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Batch:
-    # The last token read is predicted, never a predictor: the forward pass stops before it.
+    # The last token is only ever predicted, so the forward pass stops before it.
     ids = torch.zeros(len(rows), max(read for _, read, _, _ in rows) - 1, dtype=torch.long)
     row_of, position, tokens, behaviour, weight = [], [], [], [], []
     for row, (_, read, rollout, (start, end)) in enumerate(rows):

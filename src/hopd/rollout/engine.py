@@ -1,4 +1,4 @@
-"""What makes rollouts. The training loop and the evaluation know engines by these protocols only."""
+"""The interface of rollout engines, which is all that the training loop and the evaluation know of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,62 +8,63 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopd.recipe.sampling import Sampling
-from hopd.remote import Losses
+from hopd.remote import RequestStats
 from hopd.rollout.rollout import Prompt, Rollout
 
 
 class Engine(ABC):
-    """Samples from the student as it is at the time of the call."""
+    """Samples from the student's current weights."""
 
     @abstractmethod
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """Returns `samples` rollouts of each prompt, of at most `max_tokens` response tokens: all of the first
-        prompt's, then all of the second's; none of no prompts. The random numbers depend on `seed`, prompt id, sample
-        and position, and nothing else."""
+        """Returns `samples` rollouts of each prompt, of at most `max_tokens` response tokens, ordered by prompt.
+
+        Without prompts the list is empty. The random numbers depend on `seed`, prompt id, sample and position alone."""
 
     def check(self, longest: int) -> Iterable[str]:
-        """Returns a sentence for each look at the engine before a run whose longest prompt and full response make
-        `longest` tokens. Raises a `HopdError` for what cannot work."""
+        """Returns findings about the engine, as sentences, before a run. `longest` counts the tokens of the longest
+        prompt and full response. Raises a `HopdError` for what cannot work."""
         return ()
 
     def metrics(self) -> dict[str, float]:
-        """Returns what the last step showed of the engine, by name. All processes call it together."""
+        """Returns the engine's measurements of the last step, by name. All processes call it together."""
         return {}
 
 
 class CopyEngine(Protocol):
-    """An engine that decodes with a copy of the student's weights.
+    """Decodes with a copy of the student's weights.
 
-    With `shared`, all processes sample from one copy: the first one's `receive` fills it, and what that gives goes to
-    `adopt` on the others.
+    With `shared`, all processes sample from one copy: the first process calls `receive`, and every process passes its
+    result to `adopt`. `stats` counts faults and retries.
     """
 
     shared: bool
-    losses: Losses
+    stats: RequestStats
 
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does; weights must have been received."""
+        """Returns rollouts as `Engine.sample` does, after `receive`."""
         ...
 
     def check(self, longest: int) -> Iterable[str]:
-        """Returns sentences as `Engine.check` does."""
+        """Returns findings as `Engine.check` does."""
         ...
 
     def receive(self, weights: Mapping[str, Tensor]) -> Any:
-        """Decodes with these from now on. Names are those of a checkpoint."""
+        """Takes new weights, named as in a checkpoint, and decodes with them from now on."""
         ...
 
-    def adopt(self, received: Any) -> None: ...
+    def adopt(self, received: Any) -> None:
+        """Takes the first process's result of `receive`."""
+        ...
 
     def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
-        """For each holder of a copy, by a name for people: its log-probs, at temperature 1, of all tokens but the
-        first."""
+        """Returns the log-probs at temperature 1 of all tokens but the first, for each holder of a copy by its name."""
         ...
 
     def rest(self) -> None:
-        """Until the next `receive` nothing is sampled: its memory can be used."""
+        """Frees memory until the next `receive`; nothing is sampled before it."""
         ...

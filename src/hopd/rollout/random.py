@@ -1,7 +1,7 @@
-"""Counter-based random numbers: one uniform for each (seed, prompt, sample, position).
+"""Draws counter-based random numbers: one uniform number for each (seed, prompt, sample, position).
 
-There is no generator and so no state: a rollout draws the same numbers whatever shares its batch, on every device,
-before and after a resume, and whatever the horizon (a shorter rollout is a prefix of the longer one).
+Without a generator there is no state: a rollout draws the same numbers in every batch, on every device, after a resume,
+and with every horizon (a shorter rollout is a prefix of a longer one).
 
 The hash chains SplitMix64's finalizer (Steele, Lea & Flood, 2014) over the four counters.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """Names what is drawn besides rollouts: a counter after a seed, so that no two things draw the same numbers."""
+    """Names the other random streams: each is a counter after a seed, so that no two streams draw the same numbers."""
 
     WINDOW = 1  # after a step's seed: where a random loss window begins
     SHUFFLE = 2  # after the run's seed, before the epoch: the order of the prompts
@@ -28,14 +28,14 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 def uniform(
     seed: int, prompt: Int[Tensor, " R"], sample: Int[Tensor, " R"], positions: Int[Tensor, " T"]
 ) -> Float[Tensor, "R T"]:
-    """In [0, 1), of 53 bits, float64."""
+    """Returns numbers in [0, 1) with 53 random bits, as float64."""
     key = _mix(_mix(prompt + _signed(fold(seed))) + sample)
     bits = _mix(_mix(key[:, None] + _signed(_GOLDEN) * positions[None, :]))
     return _shift(bits, 11).double() * 2.0**-53
 
 
 def fold(*counters: int) -> int:
-    """One 64-bit seed out of several counters, such as the run's seed and the step."""
+    """Combines counters, such as the run's seed and the step, into one 64-bit seed."""
     state = 0
     for counter in counters:
         state = (state + counter + _GOLDEN) & _MASK
@@ -53,8 +53,8 @@ def _mix(x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
 
 
 def _shift(x: Int[Tensor, "*N"], bits: int) -> Int[Tensor, "*N"]:
-    """Logical right shift: torch's is arithmetic, so the copies of the sign are masked away."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    """Shifts right logically: torch's shift is arithmetic, so the copies of the sign are masked out."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(x: int) -> int:

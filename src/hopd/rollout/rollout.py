@@ -1,4 +1,4 @@
-"""A rollout: what the student wrote after one prompt, and why it ended. It knows nothing of how it was made."""
+"""A rollout: the student's response to one prompt, and why it ended. This file knows nothing of engines."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,14 +10,17 @@ from hopd.errors import TaskError
 
 
 class FinishReason(StrEnum):
+    """Says why a rollout ended."""
+
     STOP = "stop"  # the student sampled an end-of-sequence id; it is the last token
-    HORIZON = "horizon"  # cut by the number of tokens that the caller allowed
-    CONTEXT = "context"  # cut by the model's context length
+    HORIZON = "horizon"  # cut at the number of tokens that the caller allowed
+    CONTEXT = "context"  # cut at the model's context length
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`id` keys the random numbers of its rollouts. `teacher` names the teacher that scores them."""
+    """Holds a prompt's token ids. `id` keys the random numbers of its rollouts; `teacher` names the teacher that scores
+    them, None where there is only one."""
 
     id: int
     ids: Int[Tensor, " P"]
@@ -35,10 +38,10 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """Token ids in, token ids out: nothing is decoded, stripped or appended on the way. Tensors are on the CPU.
+    """Holds one response as the engine sampled it: nothing is decoded, stripped or appended. Tensors are on the CPU.
 
-    `log_probs` are those of the sampling policy, softmax(logits / temperature), before any top-k or top-p cut; at
-    temperature 0, where the policy is a point, those of temperature 1.
+    `log_probs`, in nats, are those of the policy softmax(logits / temperature), before any top-k or top-p; at
+    temperature 0, where that policy is a single token, those of temperature 1.
     """
 
     prompt: Prompt
@@ -49,7 +52,7 @@ class Rollout:
 
     @property
     def length(self) -> int:
-        """Response tokens, a sampled end-of-sequence included."""
+        """Returns the number of response tokens, a sampled end-of-sequence included."""
         return len(self.ids)
 
     def __str__(self) -> str:

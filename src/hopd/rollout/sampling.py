@@ -1,4 +1,4 @@
-"""From logits and one uniform a row to one token a row. It knows nothing of models, prompts or caches."""
+"""Draws one token a sequence from logits and a uniform number. It knows nothing of models, prompts or caches."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,13 +6,14 @@ from torch import Tensor
 
 from hopd.recipe.sampling import Sampling
 
-BLOCK = 256  # tokens of the vocabulary that are summed before they are looked at
+BLOCK = 256  # tokens of a large vocabulary whose weights are summed first
 
 
 def draw_tokens(
     sampling: Sampling, logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-    """Draws a token for each row, and gives their log-probs under softmax(logits / temperature)."""
+    """Draws a token for each row, and returns them with their log-probs under softmax(logits / temperature), in
+    nats."""
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, _picked(logits.log_softmax(-1), tokens)
@@ -21,7 +22,7 @@ def draw_tokens(
         log_probs = scaled.log_softmax(-1)
         tokens = _draw_among_likeliest(sampling, log_probs, uniform)
         return tokens, _picked(log_probs, tokens)
-    # One exponential a logit, and no sort: the weights that the draw needs give the normaliser too.
+    # One exponential a logit and no sort: the weights of the draw also sum to the normalizer.
     highest = scaled.amax(-1, keepdim=True)
     weights = (scaled - highest).exp_()
     tokens = inverse_cdf(weights, uniform)
@@ -31,7 +32,8 @@ def draw_tokens(
 def _draw_among_likeliest(
     sampling: Sampling, log_probs: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]
 ) -> Int[Tensor, " R"]:
-    """Top-k first, then the fewest of the rest whose mass, renormalised, reaches top-p; never none."""
+    """Draws among the top k tokens, and of these among the fewest whose renormalized mass reaches top-p, at least
+    one."""
     size = log_probs.shape[-1]
     likeliest, ids = log_probs.topk(min(sampling.top_k or size, size), dim=-1)
     probs = likeliest.softmax(-1)
@@ -41,10 +43,10 @@ def _draw_among_likeliest(
 
 
 def inverse_cdf(weights: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """The token whose stretch of the cumulated weights holds `uniform` · total. Never one of weight 0.
+    """Returns the first token whose cumulative weight exceeds `uniform` · total, and never a token of weight 0.
 
-    Of a large vocabulary first the block of tokens, then the token in it: sums of short rows are fast, and exact to
-    more digits than one long cumulated sum.
+    In a large vocabulary it finds the block of tokens first, then the token in it: sums of short rows are faster and
+    more exact than one long cumulative sum.
     """
     rows, size = weights.shape
     if size <= 2 * BLOCK:
@@ -60,12 +62,12 @@ def inverse_cdf(weights: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> 
 
 
 def _first_above(cumulated: Float[Tensor, "R V"], share: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """The first index whose cumulated weight exceeds `share` of the total."""
+    """Returns the first index whose cumulative weight exceeds `share` of the total."""
     total = cumulated[:, -1]
     below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not lift the target to the total
     target = torch.minimum(share.to(total.dtype) * total, below)
     found = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0]
-    return found.clamp(max=cumulated.shape[-1] - 1)  # NaN weights lead past the end; the loss then names the rollout
+    return found.clamp(max=cumulated.shape[-1] - 1)  # NaN weights point past the end; the loss then names the rollout
 
 
 def _picked(values: Tensor, index: Int[Tensor, " R"]) -> Tensor:

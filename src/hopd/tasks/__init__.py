@@ -1,4 +1,5 @@
-"""Where prompts come from and how an answer is checked."""
+"""Tasks: where prompts come from and how answers are checked. The room knows tokenizers and rollouts, but no model,
+recipe or engine."""
 
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile

@@ -1,13 +1,13 @@
 """Repeated addition mod 1000 with a digit-by-digit scratchpad: the quickstart task.
 
-A prompt `472+185*c:` asks to add 581 to 274 three times (digits are written least significant first).
-The response writes one line of 29 characters a step and then the answer:
+The prompt `472+185*c:` asks for 581 to be added to 274 three times (digits are written least significant first).
+The response has one line of 29 characters for each step, and then the answer:
 
-    a472+185:410507805125180=558;   label, value, addend, per digit (a, b, carry in, sum, carry out), new value
+    a472+185:410507805125180=558;   label, value, addend, (a, b, carry in, sum, carry out) for each digit, new value
 
 One character is one token, so a problem of 12 steps takes 353 tokens with its end-of-sequence. The skill, one
-digit-wise addition with carry, is the same at every position of the response: what is to be learnt does not
-depend on the position, which is the case where the paper finds that a short horizon suffices.
+digit-wise addition with carry, is the same at every position of the response: the case where the paper finds that a
+short horizon suffices.
 """
 
 import random
@@ -24,16 +24,17 @@ MODULUS = 10**DIGITS
 LABELS = string.ascii_lowercase
 SYMBOLS = string.digits + LABELS + "+*:=;#"
 
-HELD_OUT = 10  # one (start, addend) pair in ten is for evaluation only
+HELD_OUT = 10  # one (start, addend) pair in ten is kept for evaluation
 
 
 def prompt(start: int, addend: int, steps: int) -> str:
+    """Returns the text that asks for `addend` to be added to `start` `steps` times."""
     return f"{digits(start)}+{digits(addend)}*{LABELS[steps - 1]}:"
 
 
 def scratchpad(start: int, addend: int, steps: int, rng: random.Random | None = None, drop_carry: float = 0.0) -> str:
-    """The worked response. With `drop_carry`, each carry is forgotten with that probability: the broken habit
-    that the quickstart student is taught, and then has to unlearn from its teacher."""
+    """Returns the worked response. Each carry is dropped with probability `drop_carry`: the mistake that the
+    quickstart's student has been trained to make, and unlearns from its teacher."""
     lines, value = [], start
     for label in LABELS[:steps]:
         columns, carry, total = [], 0, 0
@@ -51,13 +52,13 @@ def scratchpad(start: int, addend: int, steps: int, rng: random.Random | None = 
 
 
 def digits(value: int) -> str:
-    """Fixed width, least significant digit first."""
+    """Writes a value with a fixed width, least significant digit first."""
     return f"{value:0{DIGITS}d}"[::-1]
 
 
 @dataclass(frozen=True)
 class RepeatedAddition:
-    """`size` problems of `steps` additions each, drawn from `seed`; `held_out` picks the evaluation pairs."""
+    """Makes `size` problems of `steps` additions each, drawn from `seed`; `held_out` selects the evaluation pairs."""
 
     steps: int
     size: int
@@ -66,6 +67,7 @@ class RepeatedAddition:
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
+        """Returns the problems, which `seed` alone decides."""
         pairs = draw_pairs(self.size, self.seed, self.held_out)
         return [
             Problem(id=i, prompt=prompt(*pair, self.steps), answer=digits((pair[0] + self.steps * pair[1]) % MODULUS))
@@ -73,18 +75,18 @@ class RepeatedAddition:
         ]
 
     def score(self, problem: Problem, response: str) -> float:
-        """1 if what follows the last `#` is the answer, to the character."""
+        """Returns 1 if the text after the last `#` is exactly the answer, and 0 otherwise."""
         return float(response.rpartition("#")[2] == problem.answer and "#" in response)
 
 
 def is_held_out(start: int, addend: int) -> bool:
-    """A fixed tenth of all pairs, by a hash that no digit decides: no training prompt, of the teacher's own training
-    included, is ever an evaluation problem."""
+    """Tells whether a pair belongs to the tenth that is kept for evaluation. A hash decides, and not a digit, so that
+    training sees every digit; no model, the teacher included, is ever trained on an evaluation problem."""
     return zlib.crc32(f"{start}+{addend}".encode()) % HELD_OUT == 0
 
 
 def draw_pairs(size: int, seed: int, held_out: bool) -> Sequence[tuple[int, int]]:
-    """`size` different pairs (start, addend), for evaluation or for training."""
+    """Returns `size` different pairs (start, addend), for evaluation (`held_out`) or for training."""
     rng = random.Random(f"{seed}/{held_out}")
     pairs: dict[tuple[int, int], None] = {}  # a set that keeps its order
     while len(pairs) < size:

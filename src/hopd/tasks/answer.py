@@ -1,4 +1,4 @@
-"""How a response is compared with the answer of a row."""
+"""Compares a response with the answer of a problem."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ Check = Callable[[str, Any], float]
 
 
 def math(response: str, answer: Any) -> float:
-    """1 if math-verify finds the two mathematically equal."""
+    """Returns 1 if math-verify finds the two mathematically equal, else 0. Raises `TaskError` for an empty answer."""
     import math_verify
 
     if answer is None or not str(answer).strip():
@@ -19,7 +19,7 @@ def math(response: str, answer: Any) -> float:
 
 
 def exact(response: str, answer: Any) -> float:
-    """1 if they are the same text, apart from white space around them."""
+    """Returns 1 if the two are the same text, white space around them ignored, and 0 otherwise."""
     return float(response.strip() == str(answer).strip())
 
 

@@ -1,11 +1,11 @@
-"""Prompts from files: JSONL, Parquet, or a `datasets` directory or hub name."""
+"""Reads prompts from files: JSONL, Parquet, a directory of `datasets`, or the name of a data set on the hub."""
 
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hopd import plugin
 from hopd.errors import TaskError, nearest
@@ -14,10 +14,11 @@ from hopd.tasks.problem import Problem
 
 
 class PromptFile:
-    """One problem a row: `prompt` names the column with the text or the chat messages, `answer` the one that
-    `check` compares with, `teacher` the one that names the teacher.
+    """Makes one problem of each row: `prompt` names the column with the text or the chat messages, `answer` the column
+    that `check` compares the response with, and `teacher` the column with the teacher's name.
 
-    `check`: `math`, `exact`, or `module:function` of your own, `function(response: str, answer) -> float`.
+    `check` is `math`, `exact`, or a function of your own, `module:function`, called as `function(response, answer)`;
+    it returns a float from 0 to 1.
     Raises `RecipeError` for a check that cannot be loaded, `TaskError` for a missing file or column, an empty prompt,
     or a row that cannot be read.
     """
@@ -38,6 +39,7 @@ class PromptFile:
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
+        """Reads the file's problems, at most `limit` of them; an id is the number of a row."""
         problems = []
         for number, row in enumerate(islice(_rows(self.path, self.split), self.limit)):
             problems.append(self._problem(number, row))
@@ -46,6 +48,7 @@ class PromptFile:
         return problems
 
     def score(self, problem: Problem, response: str) -> float:
+        """Returns the result of `check`. Raises `TaskError` without an answer column."""
         if self.columns["answer"] is None:
             raise TaskError(f"{self.path}: to check answers, name the answer column: answer: COLUMN")
         return float(self.check(response, problem.answer))
@@ -128,4 +131,4 @@ def _check(name: str) -> Check:
         return CHECKS[name]
     if not plugin.is_plugin(name):
         raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
-    return plugin.load(name, "check")
+    return cast(Check, plugin.load(name, "check"))

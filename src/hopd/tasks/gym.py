@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym: any of its datasets by name, checked by its own scorer."""
+"""Takes problems from reasoning-gym: any of its datasets by name, each with its own scorer."""
 
 import contextlib
 import inspect
@@ -12,9 +12,9 @@ from hopd.tasks.problem import Problem
 
 
 class ReasoningGym:
-    """`size` problems of the dataset `name`, made from `seed`; `options` are the dataset's own.
+    """Makes `size` problems of the dataset `name` from `seed`; `options` are the dataset's own.
 
-    A response is scored on what stands in its last `<answer> … </answer>`, or on all of it if there is none.
+    The text in a response's last `<answer> … </answer>` is scored, or all of the response where it has none.
     Raises `TaskError` for an unknown dataset or option.
     """
 
@@ -29,7 +29,9 @@ class ReasoningGym:
             if option not in known:
                 raise TaskError(f"reasoning-gym's {name} has no option {option!r}{nearest(option, known)}")
         if {"size", "seed"} & set(options or {}):
-            raise TaskError("reasoning-gym's size and seed stand in the task itself, not in its options")
+            raise TaskError(
+                "size and seed are keys of the task itself, not options of reasoning-gym; write them next to options"
+            )
         try:
             self.dataset = reasoning_gym.create_dataset(name, size=size, seed=seed, **(options or {}))
         except (AssertionError, TypeError, ValueError) as error:
@@ -37,12 +39,14 @@ class ReasoningGym:
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
+        """Returns the dataset's questions; an answer is the dataset's whole entry, which its scorer needs."""
         return [
             Problem(id=number, prompt=self.dataset[number]["question"], answer=self.dataset[number])
             for number in range(len(self.dataset))
         ]
 
     def score(self, problem: Problem, response: str) -> float:
+        """Returns the dataset's own score of the response, from 0 to 1."""
         return float(self.dataset.score_answer(answer=_answer(response), entry=problem.answer))
 
 

@@ -1,4 +1,4 @@
-"""One problem: a prompt and what is needed to check its answer. It knows nothing of tokens or models."""
+"""A problem is a prompt with what it takes to check an answer. This file knows nothing of tokens or models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Problem:
-    """`id` is the problem's number in its task: with the seed, it keys the random numbers of its rollouts.
-    `prompt` is plain text, or chat messages; `teacher` names the teacher that scores it (None: the only one)."""
+    """Holds one problem. `id` is its number in its task; with the seed, it keys the random numbers of its rollouts.
+    `prompt` is plain text or a list of chat messages. `teacher` names the teacher that scores its rollouts, None where
+    there is only one."""
 
     id: int
     prompt: str | list[dict[str, str]]
@@ -17,11 +18,13 @@ class Problem:
 
 
 class Task(Protocol):
-    """Where prompts come from and how an answer is checked."""
+    """Provides problems and checks the answers to them."""
 
     @property
-    def problems(self) -> Sequence[Problem]: ...
+    def problems(self) -> Sequence[Problem]:
+        """Returns the problems, the same ones in the same order at every call."""
+        ...
 
     def score(self, problem: Problem, response: str) -> float:
-        """Correctness of a response to the problem, from 0 to 1."""
+        """Returns how correct a response to the problem is, from 0 to 1."""
         ...

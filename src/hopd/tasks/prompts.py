@@ -1,4 +1,4 @@
-"""From problems to prompts of token ids, and back from token ids to the text that is scored."""
+"""Turns problems into prompts of token ids, and the token ids of rollouts into the text that is scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hopd.tasks.problem import Problem, Task
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A task as a model sees it. `dropped` counts prompts that were longer than the limit."""
+    """Holds a task as a model sees it. `dropped` counts the prompts left out because they were too long."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -25,15 +25,17 @@ class PromptSet:
     dropped: int = 0
 
     def score(self, rollout: Rollout) -> float:
+        """Returns how correct a rollout's answer is, from 0 to 1."""
         return self.task.score(self.problems[rollout.prompt.id], self.text(rollout))
 
     @property
     def mark(self) -> str:
-        """The same for the same problems in the same order."""
+        """Returns a hash of the prompts and answers, in their order: `hopd compare` requires it to be equal."""
         asked = [(prompt.id, prompt.ids.tolist(), repr(self.problems[prompt.id].answer)) for prompt in self.prompts]
         return sha256(repr(asked).encode()).hexdigest()[:16]
 
     def text(self, rollout: Rollout) -> str:
+        """Decodes a rollout without its special tokens."""
         return str(self.tokenizer.decode(rollout.ids, skip_special_tokens=True))
 
 
@@ -45,10 +47,10 @@ def encode(
     max_tokens: int,
     too_long: Literal["drop", "error"] = "drop",
 ) -> PromptSet:
-    """Tokenises every prompt, through the chat template (`chat`) or plainly.
+    """Tokenizes every prompt, with the chat template (`chat`) or as plain text.
 
-    Raises `TaskError` for a prompt without tokens, without a chat template where one is asked for, or, as `too_long`
-    says, of more than `max_tokens` tokens.
+    Prompts of more than `max_tokens` tokens are dropped, or with `too_long="error"` refused. Raises `TaskError` for a
+    prompt without tokens, for a missing chat template, and if no prompt is left.
     """
     if chat and not tokenizer.chat_template:
         raise TaskError("the tokenizer has no chat template; write chat: false in the recipe's task")

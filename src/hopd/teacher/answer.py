@@ -1,4 +1,4 @@
-"""A server's answer, read strictly: every score is there and finite, or the whole answer is a `Fault`."""
+"""Reads a server's answer strictly: every score is there and finite, or the whole answer is a `Fault`."""
 
 import json
 import math
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from hopd.remote import Fault, FaultKind
 
-IMPOSSIBLE = -9998.0  # vLLM writes −9999 where the log-prob is −∞, which JSON cannot say
+IMPOSSIBLE = -9998.0  # vLLM writes −9999 for a log-prob of −∞, which JSON has no number for
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one sequence of T tokens: log-probs of all but the first, and the K most likely tokens at each place with
-    theirs. `decoded` is the text of each token as the server's tokenizer has it, where it says so."""
+    """Holds the scores of one sequence of N + 1 tokens, the first of which has none: log-probs in nats, and the K most
+    likely tokens at each position with theirs. `decoded` is each token's text by the server's tokenizer, None where the
+    answer lacks it."""
 
     log_probs: Float[Tensor, " N"]
     top_ids: Int[Tensor, "N K"]
@@ -26,7 +27,8 @@ class Scores:
 
 
 def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: int) -> list[Scores]:
-    """The scores of each sequence. Raises `Fault`; never puts a number where there is none."""
+    """Returns the scores of each sequence of token ids, with the `top` likeliest tokens below `vocabulary`. Raises
+    `Fault` rather than fill in a missing number."""
     try:
         choices = json.loads(body)["choices"]
         choices = sorted(choices, key=lambda choice: choice["index"])
@@ -54,10 +56,10 @@ def _scores(places: list[Any] | None, ids: list[int], top: int, vocabulary: int)
         log_probs.append(_finite(entry["logprob"]))
         decoded.append(entry.get("decoded_token"))
         if top:
-            # By probability; ids that only the teacher has (padding of its vocabulary) mean nothing to the student.
+            # Likeliest first. Ids that only the teacher has (padding of its vocabulary) mean nothing to the student.
             likely = sorted((-_finite(e["logprob"]), int(id)) for id, e in place.items() if int(id) < vocabulary)[:top]
             if len(likely) < top:
-                raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(likely)} likely tokens at a place, {top} were asked")
+                raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(likely)} likely tokens at a position, not {top}")
             top_ids.append([id for _, id in likely])
             top_log_probs.append([-negative for negative, _ in likely])
     return Scores(

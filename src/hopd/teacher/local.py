@@ -1,4 +1,5 @@
-"""A teacher in this process: any causal LM that shares the student's vocabulary."""
+"""Teachers in this process: any causal LM that shares the student's vocabulary, and the student without its
+adapters."""
 
 import torch
 
@@ -10,7 +11,7 @@ from hopd.rollout.batch import Batch
 
 
 class LocalTeacher:
-    """Gives its whole distribution, at the temperature that the student samples with."""
+    """Scores with its whole distribution, at the temperature that the student samples with."""
 
     gives = Detail.VOCABULARY
 
@@ -19,15 +20,16 @@ class LocalTeacher:
 
     @torch.no_grad()
     def score(self, batch: Batch) -> HiddenSignal:
-        """Keeps hidden states, not logits: the objective projects them chunk by chunk."""
+        """Returns hidden states, not logits: the objective projects them chunk by chunk."""
         with fast_layers(self.model.backbone):
             hidden = batch.states(self.model.hidden(batch.ids))
         return HiddenSignal(self.model.head, hidden, self.temperature)
 
 
 class BaseTeacher(LocalTeacher):
-    """The student as it was before its adapters: one copy of the weights is both."""
+    """Scores with the student's weights without its adapters: one copy of the weights serves as both models."""
 
     def score(self, batch: Batch) -> HiddenSignal:
+        """Returns hidden states as `LocalTeacher.score` does, with the adapters switched off."""
         with without_adapters(self.model.model):
             return super().score(batch)

@@ -1,7 +1,7 @@
-"""A teacher behind a vLLM server: log-probs of prompts, by the OpenAI-compatible `/v1/completions`.
+"""A teacher behind a vLLM server, which scores prompts by the OpenAI-compatible `/v1/completions`.
 
-A server says how likely the tokens of a sequence are, and which were the likeliest: enough for the objectives `sampled`
-and `top_k` with the teacher's candidates. Its log-probs are of temperature 1, before any cut.
+The server returns the log-probs of a sequence's tokens and of the likeliest ones: enough for the objectives `sampled`
+and `top_k` with the teacher's candidates. They are at temperature 1, before any top-k or top-p.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,14 @@ from hopd.rollout.batch import Batch
 from hopd.rollout.rollout import Rollout
 from hopd.teacher.answer import Scores, read_answer
 
-SAME_WEIGHTS = 0.05  # nats a token of the probe: more than half precision and another batch explain
+SAME_WEIGHTS = 0.05  # nats a token of the fingerprint: more than half precision and another batch explain
 
 
-class ServerTeacher:
-    """`vocabulary` is the student's. Every request carries a probe besides: scores count only if they come from the
-    weights that the run began with, `fingerprint`, the probe's log-probs (the first answer sets it)."""
+class RemoteTeacher:
+    """Scores by asking the servers of `source`. `vocabulary` is the student's.
+
+    Every request also scores the fingerprint's tokens, and an answer counts only if their log-probs equal
+    `fingerprint`, which the first answer sets: so all scores come from the weights that the run began with."""
 
     gives = Detail.TOP_K
 
@@ -31,12 +33,12 @@ class ServerTeacher:
         self.source, self.vocabulary = source, vocabulary
         self.top = objective.k if objective.needs == Detail.TOP_K else 0
         self.client = Client(source, f"the teacher {source.model} has not scored", TeacherUnavailable)
-        self.probe = fingerprint_ids(vocabulary)
+        self.fingerprint_ids = fingerprint_ids(vocabulary)
         self.fingerprint: Float[Tensor, " P"] | None = None
         self._fetched: dict[Rollout, Scores] = {}
 
     def fetch(self, batches: Sequence[Batch]) -> None:
-        """Asks for the scores of all these batches at once, for `score` to find; what was fetched before is forgotten.
+        """Asks for the scores of all these batches at once and keeps them for `score`, in place of earlier ones.
 
         Raises `TeacherUnavailable`."""
         self._fetched = {}
@@ -47,11 +49,11 @@ class ServerTeacher:
             self._fetched.update({rollout: score for (rollout, _), score in zip(group, scores, strict=True)})
 
     def score(self, batch: Batch) -> SampledSignal:
-        """What `fetch` brought, or else by asking now. Raises `TeacherUnavailable`."""
+        """Returns the fetched scores, or asks for them now. Raises `TeacherUnavailable`."""
         if any(rollout not in self._fetched for rollout in batch.rollouts):
             self.fetch([batch])
         scores = [self._fetched[rollout] for rollout in batch.rollouts]
-        # The log-prob of the token at place t of a sequence stands at t − 1: the first has none.
+        # The log-prob of a sequence's token t is at t − 1: the first token has none.
         places = list(zip(batch.at.row.tolist(), batch.column.tolist(), strict=True))
         device = batch.at.tokens.device
         sampled = torch.stack([scores[row].log_probs[column] for row, column in places]).to(device)
@@ -62,11 +64,11 @@ class ServerTeacher:
         return TopKSignal(sampled, ids, likely)
 
     def ask(self, groups: Sequence[Sequence[list[int]]]) -> list[list[Scores]]:
-        """The scores of sequences of token ids, one request a group; the probe goes with each and is checked."""
+        """Scores sequences of token ids, one request for each group, and checks the fingerprint in every answer."""
         requests = [
             {
                 "model": self.source.model,
-                "prompt": [self.probe, *group],
+                "prompt": [self.fingerprint_ids, *group],
                 "max_tokens": 1,  # vLLM does not take 0
                 "temperature": 1.0,
                 "prompt_logprobs": self.top,
@@ -75,31 +77,32 @@ class ServerTeacher:
         ]
 
         def read(n: int, body: bytes) -> list[Scores]:
-            probed, *scores = read_answer(body, [self.probe, *groups[n]], self.top, self.vocabulary)
-            self._check_weights(probed)
+            fingerprint, *scores = read_answer(body, [self.fingerprint_ids, *groups[n]], self.top, self.vocabulary)
+            self._check_weights(fingerprint)
             return scores
 
         return self.client.ask("/v1/completions", requests, read)
 
-    def _check_weights(self, probed: Scores) -> None:
+    def _check_weights(self, found: Scores) -> None:
         if self.fingerprint is None:
-            self.fingerprint = probed.log_probs
-        apart = float((probed.log_probs - self.fingerprint).abs().mean())
-        if not apart <= SAME_WEIGHTS:
+            self.fingerprint = found.log_probs
+        difference = float((found.log_probs - self.fingerprint).abs().mean())
+        if not difference <= SAME_WEIGHTS:
             raise Fault(
                 FaultKind.OTHER_WEIGHTS,
-                f"it has other weights than at the run's start: a probe's log-probs are {apart:.3g} nats apart",
+                "it has other weights than at the run's start: log-probs of the fingerprint differ by "
+                f"{difference:.3g} nats a token",
             )
 
     def _grouped(self, wanted: Sequence[tuple[Rollout, list[int]]]) -> list[list[tuple[Rollout, list[int]]]]:
-        """As many sequences a request as keep all servers busy, and at most the recipe's."""
+        """Splits sequences into requests, small enough to keep all servers busy and at most of the recipe's size."""
         servers = len(self.source.servers) * self.source.concurrency
         size = max(1, min(self.source.sequences, -(-len(wanted) // servers)))
         return [list(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
 
 def _sequences(batch: Batch) -> list[tuple[Rollout, list[int]]]:
-    """Each rollout of the batch with its prompt and response, up to the last token that is looked at."""
+    """Returns each rollout with the ids of its prompt and response, up to the last token that is scored."""
     return [
         (rollout, torch.cat([rollout.prompt.ids, rollout.ids])[: read + 1].tolist())
         for rollout, read in zip(batch.rollouts, batch.lengths, strict=True)

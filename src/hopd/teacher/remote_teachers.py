@@ -1,25 +1,26 @@
-"""The remote teachers of a run: checked before it, asked before a step's first update, remembered in checkpoints."""
+"""Checks the remote teachers before a run, and asks them all before a step's first update."""
 
 from collections.abc import Iterator, Sequence
 
 from hopd.errors import ModelError, RecipeError, TeacherUnavailable
 from hopd.model import LanguageModel
 from hopd.processes import Processes
-from hopd.remote import Fault, FaultKind, Losses
+from hopd.remote import Fault, FaultKind, RequestStats
 from hopd.rollout.batch import Batch
-from hopd.teacher.remote import ServerTeacher
+from hopd.teacher.remote import RemoteTeacher
 from hopd.teacher.teacher import RoutedTeacher, Teacher
 
 
 class RemoteTeachers:
-    """Holds them by name; the name of an only teacher is empty."""
+    """Holds the remote teachers of a run by name; an only teacher has the empty name."""
 
-    def __init__(self, teachers: dict[str, ServerTeacher], processes: Processes):
+    def __init__(self, teachers: dict[str, RemoteTeacher], processes: Processes):
         self.teachers, self.processes = teachers, processes
 
     def fetch(self, batches: Sequence[Batch]) -> None:
-        """Has the batches of a whole step scored. Nothing of the student has changed yet, so this is where a step can
-        be given up: raises `TeacherUnavailable`, on all processes if on one."""
+        """Fetches the scores of a whole step, before the student changes, so that the step can still be abandoned.
+
+        Raises `TeacherUnavailable` on all processes if it fails on one."""
         failure: TeacherUnavailable | None = None
         for name, teacher in self.teachers.items():
             try:
@@ -31,40 +32,38 @@ class RemoteTeachers:
             self.processes.agree(failure)
 
     def metrics(self) -> dict[str, float]:
-        """Returns what faults cost since the last call."""
+        """Returns faults, retries and lost seconds since the last call. All processes call it together."""
         if not self.teachers:
             return {}
-        losses = sum((teacher.client.losses for teacher in self.teachers.values()), Losses())
-        self.forget_losses()
-        return losses.metrics("teacher", self.processes)
-
-    def forget_losses(self) -> None:
+        stats = sum((teacher.client.stats for teacher in self.teachers.values()), RequestStats())
         for teacher in self.teachers.values():
-            teacher.client.losses = Losses()
+            teacher.client.stats = RequestStats()
+        return stats.metrics("teacher", self.processes)
 
     def fingerprints(self) -> dict[str, list[float]]:
+        """Returns the log-probs by which a resumed run recognizes each teacher's weights, for a checkpoint."""
         return {name: t.fingerprint.tolist() for name, t in self.teachers.items() if t.fingerprint is not None}
 
 
-def remote_by_name(teacher: Teacher) -> dict[str, ServerTeacher]:
-    """Returns the remote teachers; the name of an only one is empty."""
+def remote_by_name(teacher: Teacher) -> dict[str, RemoteTeacher]:
+    """Returns the remote ones among a run's teachers; an only teacher has the empty name."""
     named = teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}
-    return {name: each for name, each in named.items() if isinstance(each, ServerTeacher)}
+    return {name: each for name, each in named.items() if isinstance(each, RemoteTeacher)}
 
 
 def check_remote(
-    name: str, teacher: ServerTeacher, student: LanguageModel, longest: int, temperature: float
+    name: str, teacher: RemoteTeacher, student: LanguageModel, longest: int, temperature: float
 ) -> Iterator[str]:
-    """Yields a sentence for each look at one teacher's servers. `longest` counts the tokens of prompt and full
-    response, `temperature` is the rollouts'. Raises a `HopdError` for what cannot work."""
+    """Yields a sentence for each finding about one teacher's servers. `longest` counts the tokens of the longest prompt
+    and full response; `temperature` is the rollouts'. Raises a `HopdError` for what cannot work."""
     if temperature != 1:
         raise RecipeError(
-            f"a server gives log-probs of temperature 1, and rollout.temperature is {temperature:g}; write "
+            f"a remote teacher's log-probs are of temperature 1, and rollout.temperature is {temperature:g}; write "
             "temperature: 1, or a local teacher"
         )
     what = f"teacher {name}".strip()
     for server in teacher.client.plain_servers():
-        yield f"{what}: its key goes to {server} unencrypted; write https:// unless the way there is your own"
+        yield f"{what}: its key goes to {server} unencrypted; write https:// unless the network is your own"
     gone: list[TeacherUnavailable] = []
     for server in teacher.source.servers:
         try:
@@ -74,24 +73,24 @@ def check_remote(
     if len(gone) == len(teacher.source.servers):
         raise gone[0]
     yield from (f"{what}: {error}; going on with the others" for error in gone)
-    ((probed,),) = teacher.ask([[teacher.probe]])
-    _check_tokens(teacher, student, probed.decoded)
+    ((scores,),) = teacher.ask([[teacher.fingerprint_ids]])
+    _check_tokens(teacher, student, scores.decoded)
     yield (
-        f"{what}: {teacher.source.model} at {', '.join(teacher.source.servers)}; a probe of {len(teacher.probe)} "
-        "tokens was scored, and its log-probs are those that every answer must repeat"
+        f"{what}: {teacher.source.model} at {', '.join(teacher.source.servers)}; its log-probs of "
+        f"{len(teacher.fingerprint_ids)} tokens are the fingerprint that every answer must repeat"
     )
 
 
-def _check_model(teacher: ServerTeacher, server: str, longest: int) -> None:
+def _check_model(teacher: RemoteTeacher, server: str, longest: int) -> None:
     try:
-        served = {str(model.get("id")): model for model in teacher.client.models(server)}
+        models = {str(model.get("id")): model for model in teacher.client.models(server)}
     except Fault as fault:
         if fault.kind == FaultKind.REJECTED:
-            raise RecipeError(f"{server} does not let us see its models: {fault}") from None
+            raise RecipeError(f"{server} does not list its models: {fault}") from None
         raise TeacherUnavailable(f"{server} does not answer: {fault}") from None
-    if teacher.source.model not in served:
-        raise RecipeError(f"{server} serves {', '.join(served) or 'nothing'}, not {teacher.source.model!r}")
-    limit = served[teacher.source.model].get("max_model_len")
+    if teacher.source.model not in models:
+        raise RecipeError(f"{server} serves {', '.join(models) or 'nothing'}, not {teacher.source.model!r}")
+    limit = models[teacher.source.model].get("max_model_len")
     if limit is not None and longest + 1 > limit:  # one token is always generated
         raise RecipeError(
             f"the longest prompt and rollout.full_tokens make {longest} tokens, and {server} takes {limit - 1}; serve "
@@ -99,9 +98,10 @@ def _check_model(teacher: ServerTeacher, server: str, longest: int) -> None:
         )
 
 
-def _check_tokens(teacher: ServerTeacher, student: LanguageModel, decoded: Sequence[str | None]) -> None:
-    """The probe's ids must be the same texts to both tokenizers; parts of a character have no text of their own."""
-    for id, theirs in zip(teacher.probe[1:], decoded, strict=True):
+def _check_tokens(teacher: RemoteTeacher, student: LanguageModel, decoded: Sequence[str | None]) -> None:
+    """Compares the texts of the fingerprint's ids by both tokenizers; parts of a character have no text of their
+    own."""
+    for id, theirs in zip(teacher.fingerprint_ids[1:], decoded, strict=True):
         mine = str(student.tokenizer.decode([id]))
         if theirs is not None and "\ufffd" not in mine + theirs and mine.strip() != theirs.strip():
             raise ModelError(

@@ -1,4 +1,4 @@
-"""What scores the student's rollouts. The training loop knows teachers by this protocol only."""
+"""The protocol of a teacher, all that the training loop knows of it, and a teacher that routes to several."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,28 +9,33 @@ from hopd.rollout.batch import Batch
 
 
 class Teacher(Protocol):
+    """Scores the student's rollouts."""
+
     @property
     def gives(self) -> Detail:
-        """How much of its distribution this teacher can give; preflight compares it with what the objective needs."""
+        """Returns how much of its distribution it can give; preflight compares it with what the objective needs."""
         ...
 
     def score(self, batch: Batch) -> Signal:
-        """The teacher's view of the batch's loss tokens, in the order of `batch.at`. Never a zero in place of a score
-        that could not be had: that is an error."""
+        """Returns the teacher's signal at the batch's loss tokens, in the order of `batch.at`.
+
+        A score that cannot be had is an error, never a zero."""
         ...
 
 
 class RoutedTeacher:
-    """Several teachers, one for each kind of prompt: `batch.teacher` names the one that scores it."""
+    """Passes each batch to the teacher that `batch.teacher` names. `score` raises `RecipeError` for an unknown name."""
 
     def __init__(self, teachers: Mapping[str, Teacher]):
         self.teachers = dict(teachers)
 
     @property
     def gives(self) -> Detail:
+        """Returns the least that any of the teachers gives."""
         return min(teacher.gives for teacher in self.teachers.values())
 
     def score(self, batch: Batch) -> Signal:
+        """Returns the signal of the batch's own teacher."""
         if batch.teacher not in self.teachers:
             raise RecipeError(
                 f"a prompt names the teacher {batch.teacher!r}; the recipe has {', '.join(self.teachers)}"

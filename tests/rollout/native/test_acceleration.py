@@ -1,4 +1,4 @@
-"""What the engine puts in place of a model's own attention and projections while it decodes, and takes away again."""
+"""Checks what the engine installs in place of a model's attention and projections, and that it restores them."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def test_the_model_is_as_it_was_after_a_rollout_and_after_an_error():
     assert state_of(model) == before
     with pytest.raises(TaskError):
         engine.sample([Prompt(0, torch.zeros(0, dtype=torch.long))], 4, Sampling(), seed=0)
-    with pytest.raises(IndexError):  # an id outside of the vocabulary, in the middle of the work
+    with pytest.raises(IndexError):  # an id outside of the vocabulary, while the model decodes
         engine.sample([Prompt(0, torch.tensor([10_000]))], 4, Sampling(), seed=0)
     assert state_of(model) == before
 
 
 def test_weights_that_change_between_rollouts_are_seen():
-    """The packed copies must not outlive the weights they were made of."""
+    """The packed copies must not outlive the weights that they were made from."""
     model = load(QUICKSTART)
     prompts = [Prompt(i, torch.tensor([1, 2, 3 + i])) for i in range(8)]
     first = NativeEngine(model).sample(prompts, 20, Sampling(), seed=0)

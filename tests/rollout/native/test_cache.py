@@ -1,4 +1,4 @@
-"""The cache and the mask that is made for it must speak of the same positions."""
+"""Checks the cache, and that its mask covers the same positions."""
 
 import torch
 from hypothesis import given
@@ -35,8 +35,8 @@ def test_on_a_gpu_a_cache_moves_a_few_times_only():
     assert len(sizes) < 25
 
 
-def test_room_that_nobody_wrote_is_zero_whatever_lay_in_its_memory(monkeypatch):
-    """A weight of zero times what is not a number would not be zero."""
+def test_unused_positions_are_zero_whatever_their_memory_held(monkeypatch):
+    """An attention weight of zero times NaN would be NaN."""
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))
     caches = []
     for rows, length in ((2, 70), (1, 5)):

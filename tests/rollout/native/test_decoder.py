@@ -1,4 +1,4 @@
-"""Which models decode by kernels, and that these decode what their own modules do. Others: `test_native.py`."""
+"""Checks which models decode by kernels, and that they decode the same as their modules. Others: `test_engine.py`."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def plain_log_probs(model, rollout):
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_rollouts_are_those_of_the_modules(kind):
-    """Through growth of the cache, several samples a prompt, and rows that end."""
+    """The cache grows, a prompt has several samples, and sequences end at different lengths."""
     model = tiny(kind, FAMILY[kind])
     assert decodes_by_kernels(model)
     for rollout in NativeEngine(model, rows=5).sample(ragged(), 90, Sampling(0.0), 0):
@@ -65,17 +65,17 @@ def test_rollouts_are_those_of_the_modules(kind):
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_log_probs_in_bf16_are_near_a_recomputation(kind):
-    """The bound: 0.1 nats at any token, 0.02 in the mean, of models whose logits range over several nats."""
+    """The bound is 0.1 nats at any token and 0.02 in the mean, for models whose logits range over several nats."""
     model = tiny(kind, FAMILY[kind], torch.bfloat16)
     assert decodes_by_kernels(model)
-    apart = torch.cat(
+    differences = torch.cat(
         [
             (rollout.log_probs - plain_log_probs(model, rollout)).abs()
             for rollout in NativeEngine(model).sample(ragged(), 60, Sampling(), 0, samples=2)
         ]
     )
-    assert float(apart.max()) < 0.1
-    assert float(apart.mean()) < 0.02
+    assert float(differences.max()) < 0.1
+    assert float(differences.mean()) < 0.02
 
 
 @pytest.mark.parametrize("why", OTHERS)

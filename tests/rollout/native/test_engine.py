@@ -1,4 +1,4 @@
-"""The native engine against transformers' own generate() and plain forwards, on real and on tiny random models."""
+"""Compares the native engine with transformers' generate() and plain forward passes, on real and tiny random models."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def student():
 
 @pytest.fixture(scope="module")
 def prompts(student):
-    """Ragged: problems of 12 steps, cut at different places."""
+    """Returns prompts of several lengths: problems of 12 steps, cut at different places."""
     texts = [p.prompt for p in RepeatedAddition(12, 12).problems]
     return [
         Prompt(100 + i, torch.tensor(student.tokenizer(text).input_ids[: 3 + i % 8])) for i, text in enumerate(texts)
@@ -45,7 +45,7 @@ def same(a, b):
 
 def test_log_probs_are_those_of_a_plain_forward(student, prompts):
     for temperature in (1.0, 0.7):
-        # 140 tokens: the cache grows twice on the way.
+        # The cache grows twice in 140 tokens.
         for rollout in NativeEngine(student).sample(prompts, 140, Sampling(temperature), seed=1, samples=2):
             torch.testing.assert_close(
                 rollout.log_probs, plain_log_probs(student, rollout, temperature), rtol=1e-4, atol=1e-4
@@ -61,19 +61,19 @@ def test_a_rollout_is_the_same_whatever_shares_its_batch(student, prompts):
     assert [(r.prompt.id, r.sample) for r in together] == [(p.id, s) for p in prompts for s in range(3)]
 
 
-def test_prompts_that_are_prefilled_apart_give_the_same_rollouts(student, prompts, monkeypatch):
+def test_prompts_that_are_prefilled_separately_give_the_same_rollouts(student, prompts, monkeypatch):
     together = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
     for tokens in (1, 25):
         for name in ("PREFILLED", "PREFILLED_BY_GPU"):
             monkeypatch.setattr(f"hopd.rollout.native.engine.{name}", tokens)
-        apart = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
-        assert same(together, apart)
-        for a, b in zip(together, apart, strict=True):
+        separate = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
+        assert same(together, separate)
+        for a, b in zip(together, separate, strict=True):
             torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_of_one_token_equal_generate(student):
-    """Nothing is hidden from them, and the room that the cache has is not looked at either."""
+    """No mask is needed for the prompts, but the unused positions of the cache must stay hidden."""
     prompts = [Prompt(i, torch.tensor([5 + i])) for i in range(3)]
     for rollout in NativeEngine(student).sample(prompts, 8, Sampling(0.0), seed=0):
         made = student.model.generate(rollout.prompt.ids[None], max_new_tokens=8, do_sample=False)
@@ -123,7 +123,7 @@ def test_every_stop_id_of_the_generation_config_stops(student):
 
 
 def test_the_context_ends_a_rollout_and_not_its_neighbours(student):
-    """Prompts of 10 to 24 tokens, each a problem with the beginning of its solution: far from any end."""
+    """Prompts have 10 to 24 tokens: problems with the beginning of a solution, so that no response stops early."""
     texts = [prompt(274, 581, 12) + scratchpad(274, 581, 12)[: 2 * i] for i in range(8)]
     prompts = [Prompt(i, torch.tensor(student.tokenizer(text).input_ids)) for i, text in enumerate(texts)]
     small = load(QUICKSTART)

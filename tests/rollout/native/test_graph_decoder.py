@@ -1,4 +1,4 @@
-"""Decoding by graphs: the same operations run on a CPU, and a stand-in for a graph shows when it is recorded anew."""
+"""Checks decoding by graphs on a CPU: the same operations run there, and a fake graph shows when one is recorded."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.rollout.native.test_decoder import FAMILY, OTHERS, plain_log_probs, r
 
 @pytest.fixture
 def by_graph(monkeypatch):
-    """The engine decodes by a `GraphDecoder`; gives those that were made."""
+    """Makes the engine decode by `GraphDecoder`s, and returns a list of them."""
     made = []
 
     def use(graph):
@@ -30,7 +30,7 @@ def by_graph(monkeypatch):
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """As a graph does, the stand-in reads and writes the tensors that were there when it was recorded."""
+    """Replaces the recording by a fake that, like a graph, keeps reading and writing the tensors of its first run."""
     made = []
 
     def recorded(step):
@@ -44,7 +44,7 @@ def recordings(monkeypatch):
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_rollouts_are_those_of_the_modules(kind, by_graph):
-    """Through growth of the cache, several samples a prompt, and rows that end."""
+    """The cache grows, a prompt has several samples, and sequences end at different lengths."""
     model = tiny(kind, FAMILY[kind])
     made = by_graph(False)
     for rollout in NativeEngine(model, rows=5).sample(ragged(), 90, Sampling(0.0), 0):
@@ -58,7 +58,7 @@ def test_rollouts_are_those_of_the_modules(kind, by_graph):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_hidden_states_are_those_of_the_model(kind):
-    """Of ragged rows, token by token, in fp32 to 1e-5."""
+    """Sequences of several lengths are compared token by token, in fp32, to 1e-5."""
     model = tiny(kind, {})
     ids, hidden_before = torch.randint(3, 48, (3, 12)), torch.tensor([0, 4, 7])
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_hidden_states_are_those_of_the_model(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_in_bf16_it_rounds_where_the_models_modules_do(kind):
-    """Nothing but attention is computed otherwise than the learner computes it."""
+    """Everything but attention is computed exactly as the learner computes it."""
     model = tiny(kind, {})
     model.model.to(torch.bfloat16)
     ids = torch.randint(3, 48, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -82,13 +82,13 @@ def test_in_bf16_it_rounds_where_the_models_modules_do(kind):
     with torch.no_grad():
         decoder, cache = GraphDecoder(model), prefilled(model, ids[:, :8], start)
         cos, sin = decoder.angles(12)
-        apart = []
+        differences = []
         for t in range(8, 12):
             found = decoder.hidden(ids[:, t], (cos[[t] * 3], sin[[t] * 3]), cache, start)
             expected = model.hidden(ids[:, : t + 1])[:, -1]
-            apart.append((found != expected).float().mean())
-    print(f"{kind}: {float(torch.stack(apart).mean()):.3f} of the hidden states differ")
-    assert float(torch.stack(apart).mean()) < 0.5
+            differences.append((found != expected).float().mean())
+    print(f"{kind}: {float(torch.stack(differences).mean()):.3f} of the hidden states differ")
+    assert float(torch.stack(differences).mean()) < 0.5
 
 
 def prefilled(model, ids, start):
@@ -98,7 +98,7 @@ def prefilled(model, ids, start):
 
 
 def test_a_graph_is_recorded_where_the_cache_moves_and_nowhere_else(by_graph, recordings, monkeypatch):
-    """200 tokens of rows that all end at the end: the cache has moved when it is 64, 128 and 192 positions long."""
+    """No sequence ends within 200 tokens, and the cache moves at 64, 128 and 192 positions."""
     model = tiny("qwen2", {"eos_token_id": None})
     prompts = [Prompt(i, torch.arange(3, 9 + i)) for i in range(4)]
     expected = NativeEngine(model).sample(prompts, 200, Sampling(), 0)
@@ -110,10 +110,10 @@ def test_a_graph_is_recorded_where_the_cache_moves_and_nowhere_else(by_graph, re
         torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_retire_and_waves_that_follow_are_seen_by_the_graph(by_graph, recordings):
+def test_the_graph_follows_dropped_sequences_and_new_waves(by_graph, recordings):
     model = tiny("qwen3", {})
     expected = NativeEngine(model, rows=6).sample(ragged(), 150, Sampling(), 3, samples=4)
-    assert len({rollout.length for rollout in expected}) > 5  # rows do retire
+    assert len({rollout.length for rollout in expected}) > 5  # sequences do end early
     by_graph(True)
     found = NativeEngine(model, rows=6).sample(ragged(), 150, Sampling(), 3, samples=4)
     assert recordings
@@ -131,7 +131,7 @@ def test_a_graph_is_for_gpus_and_for_models_of_that_shape(monkeypatch):
     assert decoding_note(model) == "decoding: float32 on cuda, one CUDA graph a token"
     assert "layer by layer, grouped attention" in decoding_note(others["another activation"])
     monkeypatch.setattr("hopd.model.LanguageModel.device", torch.device("cuda", 1))
-    assert not decodes_by_graph(model)  # while the first GPU is in use
+    assert not decodes_by_graph(model)  # the current GPU is the first
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert decodes_by_graph(model)
     assert not [why for why, other in others.items() if decodes_by_graph(other)]

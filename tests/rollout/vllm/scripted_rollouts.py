@@ -1,7 +1,7 @@
-"""A small server that samples rollouts as vLLM does, takes weights as vLLM does, and fails as it is told.
+"""Samples rollouts and takes weights as a vLLM server does, and fails on demand.
 
-It is the teachers' scripted server with other paths: faults count requests to /inference/v1/generate. POST /refuse with
-a number makes it answer so many of the next requests for new weights with 503.
+It extends the teachers' scripted server: faults apply to /inference/v1/generate. POST /refuse with a number makes it
+answer that many of the next requests for new weights with 503.
 """
 
 import json
@@ -22,7 +22,7 @@ GENERATE = "/inference/v1/generate"
 
 @torch.no_grad()
 def sample(ids, params):
-    """Token ids, and their log-probs, by a generator of the request's own."""
+    """Returns token ids and their log-probs, drawn by a generator of the request's own."""
     generator = torch.Generator().manual_seed(params["seed"])
     prompt, made, log_probs = list(ids), [], []
     while len(made) < params["max_tokens"] and not (made and made[-1] in params["stop_token_ids"]):
@@ -59,7 +59,7 @@ class Handler(teacher.Handler):
 
     def generate(self, body):
         ids, params = body["token_ids"], body["sampling_params"]
-        with lock:  # one at a time, so that the answer does not hang on what else is asked
+        with lock:  # one at a time, so that an answer does not depend on other requests
             if params.get("prompt_logprobs") is not None:
                 return self.reply({"prompt_logprobs": teacher.score(ids, 0), "choices": []})
             kind = self.fault()

@@ -1,4 +1,4 @@
-"""vLLM beside the trainer, in one environment: SmolLM2-135M is trained, and its rollouts stay the native ones."""
+"""Trains SmolLM2-135M with a colocated vLLM: its rollouts equal the native engine's."""
 
 import json
 from importlib.util import find_spec
@@ -15,12 +15,12 @@ from hopd.rollout.vllm.transfer import InProcess, Source
 from hopd.rollout.weight_sync import WeightSync
 from hopd.run.progress import Progress
 from tests.rollout.native.test_engine import SMOLLM2
-from tests.teacher.test_remote import metrics
+from tests.teacher.scripted import metrics
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.smollm2,
-    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed beside hopd: make test-vllm makes a place"),
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed in hopd's environment: make test-vllm"),
 ]
 
 GREEDY = Sampling(temperature=0.0)
@@ -50,7 +50,7 @@ training: {{steps: 2, learning_rate: 1e-4, attention: sdpa}}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trained, by a teacher that is only there to be another model and small."""
+    """Trains with a small teacher, which only has to be another model."""
     output = tmp_path_factory.mktemp("colocated")
     patch = pytest.MonkeyPatch()
     for name, value in {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}.items():
@@ -75,15 +75,17 @@ def assert_same(made, expected):
     assert [(r.prompt.id, r.ids.tolist(), r.finish) for r in made] == [
         (r.prompt.id, r.ids.tolist(), r.finish) for r in expected
     ]
-    apart = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(made, expected, strict=True))
-    print(f"log-probs apart by at most {apart:.2g}")
-    assert apart < LOG_PROBS
+    difference = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(made, expected, strict=True))
+    print(f"log-probs differ by at most {difference:.2g}")
+    assert difference < LOG_PROBS
 
 
 def test_what_it_samples_is_what_is_trained(run):
     lines = metrics(run.parts.directory.path)
     assert [line["step"] for line in lines] == [1, 2]
-    print("mismatch:", [line["mismatch"] for line in lines], "probe:", [line["weight_sync_apart"] for line in lines])
+    print(
+        "mismatch:", [line["mismatch"] for line in lines], "fingerprint:", [line["weight_sync_apart"] for line in lines]
+    )
     assert max(line["mismatch"] for line in lines) < 1e-3
     assert max(line["weight_sync_apart"] for line in lines) < 1e-3
 
@@ -103,14 +105,14 @@ def test_adapters_are_merged_on_the_way(run, chats):
     for name, parameter in adapted.model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
-    delivery = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
-    made = delivery.sample(chats, 24, GREEDY, 0)
+    synced = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
+    made = synced.sample(chats, 24, GREEDY, 0)
     assert_same(made, NativeEngine(adapted).sample(chats, 24, GREEDY, 0))
     assert [r.ids.tolist() for r in made] != [r.ids.tolist() for r in plain]
 
 
 def test_vllms_transfers_take_what_they_are_given():
-    """Without a GPU no weights go this way; that names and fields are those of the installed vLLM can be seen."""
+    """Without a GPU no weights are sent, but names and fields must exist in the installed vLLM."""
     from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo

@@ -1,4 +1,4 @@
-"""Rollouts from a server on loopback: every fault that it can have, weights that do not arrive, and the alarm."""
+"""Samples from a server on loopback: every kind of fault, weights that do not arrive, and the alarm."""
 
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +16,10 @@ from hopd.model import load
 from hopd.processes import Processes
 from hopd.recipe import VllmServers
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
-from hopd.rollout.vllm.server import VllmServerEngine
+from hopd.rollout.vllm.server import RemoteVllm
 from hopd.rollout.weight_sync import WeightSync
 from hopd.run.progress import Progress
-from tests.teacher.test_remote import STUDENT, TEACHER, Scripted, equal, metrics, weights
+from tests.teacher.scripted import STUDENT, TEACHER, Scripted, equal, metrics, weights
 from tests.test_processes import launched, run
 
 
@@ -29,7 +29,7 @@ class ScriptedRollouts(Scripted):
 
 @pytest.fixture(scope="module")
 def process_of_server():
-    server = ScriptedRollouts(TEACHER)  # with other weights than the student's, until it gets those
+    server = ScriptedRollouts(TEACHER)  # with other weights than the student's, until the first sync
     yield server
     server.end()
 
@@ -55,7 +55,7 @@ def prompts(student):
 
 
 @pytest.fixture
-def delivery(student, tmp_path):
+def synced(student, tmp_path):
     def made(*servers, **settings):
         source = VllmServers(
             kind="vllm_server",
@@ -64,19 +64,19 @@ def delivery(student, tmp_path):
             directory=str(tmp_path / "weights"),
             **{"backoff": 0.01, "timeout": 1.0, "deadline": 20.0, **settings},
         )
-        engine = VllmServerEngine(student, source)
+        engine = RemoteVllm(student, source)
         return WeightSync(engine, student, Processes(), torch.float32)
 
     return made
 
 
-def sampled(delivery, prompts, samples=2):
-    made = delivery.sample(prompts, 12, Sampling(), seed=3, samples=samples)
+def sampled(synced, prompts, samples=2):
+    made = synced.sample(prompts, 12, Sampling(), seed=3, samples=samples)
     return [(r.prompt.id, r.sample, r.ids.tolist(), r.log_probs.tolist(), r.finish) for r in made]
 
 
-def test_rollouts_are_the_students_as_it_is(server, delivery, student, prompts):
-    engine = delivery(server)
+def test_rollouts_are_the_students_as_it_is(server, synced, student, prompts):
+    engine = synced(server)
     for _ in range(2):
         rollouts = engine.sample(prompts, 12, Sampling(), seed=3, samples=2)
         assert [(r.prompt.id, r.sample) for r in rollouts] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -104,8 +104,8 @@ def test_rollouts_are_the_students_as_it_is(server, delivery, student, prompts):
         ("other_weights", "other_weights"),
     ],
 )
-def test_a_fault_is_counted_and_the_same_rollout_asked_again(server, delivery, prompts, kind, counted):
-    engine = delivery(server, concurrency=1)
+def test_a_fault_is_counted_and_the_same_rollout_asked_again(server, synced, prompts, kind, counted):
+    engine = synced(server, concurrency=1)
     calm = sampled(engine, prompts)
     assert engine.metrics()["rollout_retries"] == 0
     server.tell("faults", [kind, kind])
@@ -116,20 +116,20 @@ def test_a_fault_is_counted_and_the_same_rollout_asked_again(server, delivery, p
 
 
 @pytest.mark.parametrize("kind", ["dropped", "server_error", "malformed", "not_finite", "other_weights", "rejected"])
-def test_a_fault_that_stays_is_an_error_never_a_rollout(server, delivery, prompts, kind):
-    engine = delivery(server, deadline=0.2)
+def test_a_fault_that_stays_is_an_error_never_a_rollout(server, synced, prompts, kind):
+    engine = synced(server, deadline=0.2)
     server.tell("faults", [f"{kind}!"])
     with pytest.raises(ServerUnavailable, match=f"have not been sampled.* at {server.url}"):
         engine.sample(prompts, 12, Sampling(), seed=3)
 
 
-def test_nobody_listens(delivery, prompts):
+def test_nobody_listens(synced, prompts):
     with pytest.raises(ServerUnavailable, match=r"no rollout server has taken the new weights.*no connection"):
-        delivery("http://127.0.0.1:9", deadline=0.2).sample(prompts, 12, Sampling(), seed=3)
+        synced("http://127.0.0.1:9", deadline=0.2).sample(prompts, 12, Sampling(), seed=3)
 
 
-def test_weights_are_sent_again_after_a_fault(server, delivery, prompts):
-    engine = delivery(server)
+def test_weights_are_sent_again_after_a_fault(server, synced, prompts):
+    engine = synced(server)
     calm = sampled(engine, prompts)
     engine.metrics()
     server.tell("refuse", 2)
@@ -137,14 +137,14 @@ def test_weights_are_sent_again_after_a_fault(server, delivery, prompts):
     assert engine.metrics()["rollout_faults_server_error"] == 2
 
 
-def test_of_several_servers_those_with_the_new_weights_go_on(server, delivery, prompts):
-    calm = sampled(delivery(server), prompts)
+def test_of_several_servers_those_with_the_new_weights_go_on(server, synced, prompts):
+    calm = sampled(synced(server), prompts)
     other = ScriptedRollouts(TEACHER)
     try:
-        engine = delivery(other, server, "http://127.0.0.1:9")
+        engine = synced(other, server, "http://127.0.0.1:9")
         assert sampled(engine, prompts) == calm
         other.tell("faults", [])
-        other.tell("refuse", 1)  # it keeps the weights that it has, and is left out
+        other.tell("refuse", 1)  # it keeps its old weights, and is left out
         assert sampled(engine, prompts) == calm
         assert not other.log()
         assert sampled(engine, prompts) == calm
@@ -154,8 +154,8 @@ def test_of_several_servers_those_with_the_new_weights_go_on(server, delivery, p
     assert sampled(engine, prompts) == calm
 
 
-def test_weights_that_did_not_arrive_are_noticed(server, delivery, student, prompts, monkeypatch):
-    engine = delivery(server)
+def test_weights_that_did_not_arrive_are_noticed(server, synced, student, prompts, monkeypatch):
+    engine = synced(server)
     old = {name: tensor.clone() for name, tensor in engine._weights().items()}
     monkeypatch.setattr(engine, "_weights", lambda: old)
     sampled(engine, prompts)
@@ -164,11 +164,11 @@ def test_weights_that_did_not_arrive_are_noticed(server, delivery, student, prom
         sampled(engine, prompts)
 
 
-def test_finish_reasons(server, delivery, student, prompts):
+def test_finish_reasons(server, synced, student, prompts):
     student.config.max_position_embeddings = 16
     native = NativeEngine(student)
     for max_tokens in (4, 12):
-        made = delivery(server).sample(prompts, max_tokens, Sampling(), seed=1)
+        made = synced(server).sample(prompts, max_tokens, Sampling(), seed=1)
         for rollout in made:
             room = 16 - len(rollout.prompt.ids)
             if int(rollout.ids[-1]) in student.stop_ids:
@@ -176,11 +176,11 @@ def test_finish_reasons(server, delivery, student, prompts):
             else:
                 assert rollout.length == min(room, max_tokens)
                 assert rollout.finish is (FinishReason.CONTEXT if room < max_tokens else FinishReason.HORIZON)
-    assert native.sample([], 4, Sampling(), 0) == delivery(server).sample([], 4, Sampling(), 0) == []
+    assert native.sample([], 4, Sampling(), 0) == synced(server).sample([], 4, Sampling(), 0) == []
 
 
-SERVED = """
-name: served
+RECIPE = """
+name: run
 output: {output}
 student: {{model: "package:hopd/quickstart/student"}}
 teacher: {{model: "package:hopd/quickstart/teacher"}}
@@ -197,8 +197,8 @@ checkpoint: {{every: 100}}
 
 @pytest.fixture
 def recipe(server, tmp_path):
-    path = tmp_path / "served.yaml"
-    path.write_text(SERVED.format(output=tmp_path / "runs", server=server.url))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(output=tmp_path / "runs", server=server.url))
     return path
 
 
@@ -208,7 +208,7 @@ def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_b
     ended = command("train", recipe, "--set=rollout.engine.deadline=0.3")
     assert ended.code == 3, ended.err
     assert "have not been sampled" in ended.err
-    run = tmp_path / "runs" / "served"
+    run = tmp_path / "runs" / "run"
     stopped = [line["step"] for line in metrics(run)]
     assert 0 < len(stopped) < 6
     assert sorted((run / "checkpoints").iterdir())[-1].name == f"step-{len(stopped):06d}"
@@ -234,11 +234,11 @@ def test_an_engine_that_is_off_sets_off_the_alarm(recipe, server, tmp_path, caps
     with pytest.raises(Exception, match=r"0\.05 nats a token apart, above rollout.mismatch_alarm = 0.03"):
         list(preflight(distiller.parts))
     distiller.train()
-    lines = metrics(tmp_path / "runs" / "served")
+    lines = metrics(tmp_path / "runs" / "run")
     assert all(line["mismatch"] == pytest.approx(0.05, abs=1e-4) for line in lines)
     assert all(line["alarm"].startswith(f"step {line['step']}: the engine's and the learner's") for line in lines)
     assert "write objective: {estimator: sampled, importance_cap: 2}" in lines[0]["alarm"]
-    assert capsys.readouterr().out.count("above rollout.mismatch_alarm") == 1  # it goes on, and is said once
+    assert capsys.readouterr().out.count("above rollout.mismatch_alarm") == 1  # it is printed at the first step only
     calm = Distiller.of(
         Recipe.load(recipe, ["rollout.mismatch_alarm=0.06", "name=calm"]), progress=Progress(quiet=True)
     )
@@ -283,7 +283,7 @@ def test_a_server_without_the_endpoints_is_told_how_to_serve(recipe):
         files_only.shutdown()
 
 
-def test_vllm_that_is_not_installed_is_said_before_the_run(recipe):
+def test_a_missing_vllm_is_reported_before_the_run(recipe):
     if find_spec("vllm"):
         pytest.skip("vLLM is installed here")
     changed = Recipe.load(recipe, ["rollout.engine={kind: vllm}"])

@@ -1,6 +1,6 @@
-"""Rollouts from a real vLLM server: its distribution is the student's, before and after weights changed in place.
+"""Samples from a real vLLM server: its distribution is the student's, before and after its weights change in place.
 
-One server for all tests, of the quickstart's architecture, started with weights that no test uses.
+All tests share one server of the quickstart's architecture, started with weights that no test uses.
 """
 
 import json
@@ -16,18 +16,18 @@ from hopd.objective import TopK
 from hopd.processes import Processes
 from hopd.recipe import ServerSource, VllmServers
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling, pack
-from hopd.rollout.vllm.server import VllmServerEngine
+from hopd.rollout.vllm.server import RemoteVllm
 from hopd.rollout.weight_sync import WeightSync
 from hopd.tasks.addition import prompt, scratchpad
-from hopd.teacher import LocalTeacher, ServerTeacher
+from hopd.teacher import LocalTeacher, RemoteTeacher
 from tests.rollout.vllm.vllm_server import VLLM_PYTHON, needs_vllm, vllm_server
-from tests.teacher.test_remote import STUDENT, TEACHER, metrics, weights
+from tests.teacher.scripted import STUDENT, TEACHER, metrics, weights
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
 GREEDY = Sampling(temperature=0.0)
 LOG_PROBS = 1e-4  # nats a token, in float32; measured: 1e-5
-ALPHA = 1e-3  # of a test that would fail by chance; the seeds are fixed, so it does not
+ALPHA = 1e-3  # the probability that a test fails by chance; with fixed seeds it always passes
 SAMPLES = 2000
 DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
 
@@ -47,21 +47,21 @@ def student():
 
 
 @pytest.fixture
-def delivery(server, student, tmp_path):
+def synced(server, student, tmp_path):
     source = VllmServers(kind="vllm_server", server=server, weights="file", directory=str(tmp_path), deadline=60.0)
-    engine = VllmServerEngine(student, source)
+    engine = RemoteVllm(student, source)
     return WeightSync(engine, student, Processes(), torch.float32)
 
 
 @pytest.fixture
 def prompts(student):
-    """Ragged, of problems with one to eight additions: some end before the horizon."""
+    """Prompts of several lengths, for one to eight additions: some responses end before the horizon."""
     texts = ["7+2*a:", "041+185*c:", "274+581*h:", "13+99*b:"]
     return [Prompt(10 + n, torch.tensor(student.tokenizer(text).input_ids)) for n, text in enumerate(texts)]
 
 
 def flatten(student, scale=0.3, seed=0):
-    """Other weights, under which no token is certain."""
+    """Changes the weights so that no token is certain."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in student.model.parameters():
@@ -73,60 +73,60 @@ def assert_same(made, expected):
     assert [(r.prompt.id, r.sample, r.ids.tolist(), r.finish) for r in made] == [
         (r.prompt.id, r.sample, r.ids.tolist(), r.finish) for r in expected
     ]
-    apart = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(made, expected, strict=True))
-    print(f"log-probs apart by at most {apart:.2g}")
-    assert apart < LOG_PROBS
+    difference = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(made, expected, strict=True))
+    print(f"log-probs differ by at most {difference:.2g}")
+    assert difference < LOG_PROBS
 
 
-def test_greedy_rollouts_equal_the_native_engines_before_and_after_an_update(delivery, student, prompts):
-    """A prompt of some blocks is in the server's prefix cache when the weights change."""
+def test_greedy_rollouts_equal_the_native_engines_before_and_after_an_update(synced, student, prompts):
+    """One prompt is long enough to be in the server's prefix cache when the weights change."""
     long = student.tokenizer(prompt(274, 581, 12) + scratchpad(274, 581, 12)).input_ids[:300]
     prompts = [*prompts, Prompt(20, torch.tensor(long))]
     for change in (lambda: None, lambda: flatten(student, 1.0, 1), lambda: flatten(student, 1.0, 2)):
         change()
-        made = delivery.sample(prompts, 60, GREEDY, 0)
+        made = synced.sample(prompts, 60, GREEDY, 0)
         assert_same(made, NativeEngine(student).sample(prompts, 60, GREEDY, 0))
-        print(f"probe apart by {delivery.apart:.2g}")
-        assert delivery.apart < 1e-4
+        print(f"the fingerprint differs by {synced.difference:.2g}")
+        assert synced.difference < 1e-4
 
 
-def test_finish_reasons_are_the_native_engines(delivery, student, prompts):
+def test_finish_reasons_are_the_native_engines(synced, student, prompts):
     native = NativeEngine(student)
     length = native.sample(prompts[:1], 60, GREEDY, 0)[0].length
     for horizon in (length, length - 1):
-        made = delivery.sample(prompts, horizon, GREEDY, 0)
+        made = synced.sample(prompts, horizon, GREEDY, 0)
         assert_same(made, native.sample(prompts, horizon, GREEDY, 0))
         assert made[0].finish is (FinishReason.STOP if horizon == length else FinishReason.HORIZON)
     assert made[0].ids[-1] not in student.stop_ids
     student.config.max_position_embeddings = 30
-    made = delivery.sample(prompts, 24, GREEDY, 0)
+    made = synced.sample(prompts, 24, GREEDY, 0)
     assert_same(made, native.sample(prompts, 24, GREEDY, 0))
     assert FinishReason.CONTEXT in {rollout.finish for rollout in made}
-    assert delivery.sample([], 24, GREEDY, 0) == []
+    assert synced.sample([], 24, GREEDY, 0) == []
 
 
-def test_every_stop_id_of_the_student_stops(delivery, student, prompts):
+def test_every_stop_id_of_the_student_stops(synced, student, prompts):
     semicolon = student.tokenizer.convert_tokens_to_ids(";")
     student.model.generation_config.eos_token_id = [student.tokenizer.eos_token_id, semicolon]
-    made = delivery.sample(prompts, 60, GREEDY, 0)
+    made = synced.sample(prompts, 60, GREEDY, 0)
     assert_same(made, NativeEngine(student).sample(prompts, 60, GREEDY, 0))
     assert {int(rollout.ids[-1]) for rollout in made} == {semicolon}
 
 
-def test_a_request_draws_the_same_whenever_it_is_asked_and_a_shorter_horizon_gives_a_prefix(delivery, student, prompts):
+def test_a_request_draws_the_same_whenever_it_is_asked_and_a_shorter_horizon_gives_a_prefix(synced, student, prompts):
     flatten(student)
-    long = delivery.sample(prompts, 40, Sampling(), seed=5, samples=2)
-    again = delivery.sample(prompts[1:], 40, Sampling(), seed=5, samples=2)
+    long = synced.sample(prompts, 40, Sampling(), seed=5, samples=2)
+    again = synced.sample(prompts[1:], 40, Sampling(), seed=5, samples=2)
     assert [r.ids.tolist() for r in again] == [r.ids.tolist() for r in long[2:]]
-    short = delivery.sample(prompts, 11, Sampling(), seed=5, samples=2)
+    short = synced.sample(prompts, 11, Sampling(), seed=5, samples=2)
     assert [r.ids.tolist() for r in short] == [r.ids[:11].tolist() for r in long]
-    other = delivery.sample(prompts, 40, Sampling(), seed=6, samples=2)
+    other = synced.sample(prompts, 40, Sampling(), seed=6, samples=2)
     assert [r.ids.tolist() for r in other] != [r.ids.tolist() for r in long]
 
 
 @torch.no_grad()
 def first_two(student, asked):
-    """The probabilities of the first token, and of the second whatever the first was (an end stays an end)."""
+    """Returns the probabilities of the first token and of the second; the last entry of the second is for no token."""
     vocabulary = student.head.vocabulary
     first = student.model(input_ids=asked.ids[None]).logits[0, -1].double().softmax(-1)
     extended = torch.cat([asked.ids.expand(vocabulary, -1), torch.arange(vocabulary)[:, None]], dim=1)
@@ -134,11 +134,11 @@ def first_two(student, asked):
     going_on = torch.ones(vocabulary, dtype=torch.bool)
     going_on[list(student.stop_ids)] = False
     second = (first[going_on, None] * then[going_on]).sum(0)
-    return first, torch.cat([second, first[~going_on]])  # the last: it ended
+    return first, torch.cat([second, first[~going_on]])  # the last: the response has ended
 
 
 def p_value(counts, probabilities):
-    """Of a chi-square test, cells of fewer than 5 expected counts put together."""
+    """Returns the p-value of a chi-square test; cells of fewer than 5 expected counts are merged."""
     observed = torch.tensor([counts.get(i, 0) for i in range(len(probabilities))], dtype=torch.float64)
     expected = probabilities * sum(counts.values())
     rare = expected < 5
@@ -148,51 +148,51 @@ def p_value(counts, probabilities):
     return float(chisquare(cells[0][kept].numpy(), (cells[1][kept] * cells[0].sum() / cells[1].sum()).numpy()).pvalue)
 
 
-def test_sampled_tokens_have_the_students_distribution(delivery, student, prompts):
+def test_sampled_tokens_have_the_students_distribution(synced, student, prompts):
     flatten(student)
     first, second = first_two(student, prompts[1])
-    for engine in (delivery, NativeEngine(student, rows=512)):
+    for engine in (synced, NativeEngine(student, rows=512)):
         made = engine.sample(prompts[1:2], 2, Sampling(), seed=11, samples=SAMPLES)
         firsts = Counter(int(rollout.ids[0]) for rollout in made)
         seconds = Counter(int(rollout.ids[1]) if rollout.length > 1 else len(second) - 1 for rollout in made)
         ps = [p_value(firsts, first), p_value(seconds, second)]
         print(type(engine).__name__, "p:", ps)
         assert min(ps) > ALPHA
-    assert p_value(firsts, (first.log() * 0.8).softmax(-1)) < ALPHA  # what is a little off is not taken for it
+    assert p_value(firsts, (first.log() * 0.8).softmax(-1)) < ALPHA  # the test rejects a temperature of 1.25
 
 
-def test_other_weights_behind_the_runs_back_are_noticed(delivery, student, prompts, monkeypatch):
-    delivery.sample(prompts, 8, Sampling(), 0)
-    engine = delivery.engine
+def test_other_weights_behind_the_runs_back_are_noticed(synced, student, prompts, monkeypatch):
+    synced.sample(prompts, 8, Sampling(), 0)
+    engine = synced.engine
     engine.client.once(engine.source.servers[0], "POST", "/update_weight_version", {"new_version": "another run's"})
     engine.client.source = engine.source.model_copy(update={"deadline": 0.2})
     with pytest.raises(ServerUnavailable, match='sampled with the weights "another run\'s"'):
         engine.sample(prompts, 8, Sampling(), 0)
     engine.client.source = engine.source
 
-    sent = {name: tensor.clone() for name, tensor in delivery._weights().items()}
+    sent = {name: tensor.clone() for name, tensor in synced._weights().items()}
     sent["model.norm.weight"] *= 1.01
-    monkeypatch.setattr(delivery, "_weights", lambda: sent)
+    monkeypatch.setattr(synced, "_weights", lambda: sent)
     with pytest.raises(EngineError, match="does not decode with the student's weights after they were sent"):
-        delivery.sample(prompts, 8, Sampling(), 0)
+        synced.sample(prompts, 8, Sampling(), 0)
 
 
-def test_a_server_says_how_it_takes_weights(delivery, server):
-    list(delivery.check(longest=1024))
-    assert delivery.engine.transfer_of(server) is None
+def test_a_server_says_how_it_takes_weights(synced, server):
+    list(synced.check(longest=1024))
+    assert synced.engine.transfer_of(server) is None
 
 
-def test_a_teacher_behind_it_scores_as_the_local_one_does(delivery, student, prompts, server):
-    delivery.sample(prompts, 8, Sampling(), 0)  # it has the student's weights now
+def test_a_teacher_behind_it_scores_as_the_local_one_does(synced, student, prompts, server):
+    synced.sample(prompts, 8, Sampling(), 0)  # now the server has the student's weights
     batches = pack(NativeEngine(student).sample(prompts, 30, Sampling(), 0), [(0, 6)] * 4, 10_000)
     objective = TopK(k=4, candidates="teacher")
-    served = ServerTeacher(ServerSource(server=server, model="tiny"), objective, student.head.vocabulary)
+    remote = RemoteTeacher(ServerSource(server=server, model="tiny"), objective, student.head.vocabulary)
     for batch in batches:
         every = slice(0, len(batch.at.tokens))
-        mine, theirs = LocalTeacher(student).score(batch), served.score(batch)
-        apart = (mine.log_prob(every, batch.at.tokens) - theirs.log_prob(every, batch.at.tokens)).abs().max()
-        print(f"teacher apart by {float(apart):.2g}")
-        assert apart < LOG_PROBS
+        mine, theirs = LocalTeacher(student).score(batch), remote.score(batch)
+        difference = (mine.log_prob(every, batch.at.tokens) - theirs.log_prob(every, batch.at.tokens)).abs().max()
+        print(f"the teacher differs by {float(difference):.2g}")
+        assert difference < LOG_PROBS
         torch.testing.assert_close(theirs.top_k(every, 4)[1], mine.top_k(every, 4)[1], atol=LOG_PROBS, rtol=0)
 
 

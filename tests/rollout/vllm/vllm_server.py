@@ -1,6 +1,6 @@
-"""A real `vllm serve` on loopback, for tests: a process of another environment's Python, stopped at the end.
+"""Starts a real `vllm serve` on loopback with another environment's Python, and stops it at the end.
 
-`HOPD_VLLM_PYTHON` is the path of a Python that has vLLM. Tests that need one are skipped, with that reason, without it.
+`HOPD_VLLM_PYTHON` is the path of a Python that has vLLM; without it, the tests that need one are skipped.
 """
 
 import os
@@ -34,9 +34,9 @@ def free_port() -> int:
 def vllm_server(
     python: str, model_directory: str | Path, *args: str, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
-    """Serves the model (float32, no prefix cache; `args` come later and win) and gives the server's address.
+    """Serves the model (float32, no prefix cache; `args` take precedence) and yields the server's address.
 
-    It answers to the model name `model_directory` unless `args` say otherwise. Raises `RuntimeError`, with the end of
+    The model's name is `model_directory` unless `args` say otherwise. Raises `RuntimeError`, with the end of
     the server's log, if it does not start.
     """
     port = free_port()
@@ -48,7 +48,7 @@ def vllm_server(
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    # Not the caller's PYTHONPATH: the other environment must not import this one's packages.
+    # Without the caller's PYTHONPATH, so that the other environment does not import packages of this one.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_directory),
@@ -64,7 +64,7 @@ def vllm_server(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=inherited | settings | (environment or {}),
-                start_new_session=True,  # its workers are in its group, which ends as a whole
+                start_new_session=True,  # a process group of its own, which ends with all its workers
             )
         try:
             _wait_until_ready(process, f"http://127.0.0.1:{port}", log)

@@ -1,8 +1,8 @@
-"""What makes one token a row fast, put in place for the time of a rollout.
+"""Chooses the fastest way to decode one token a sequence, and installs it for the time of a rollout.
 
-A model of Llama's shape goes by a decoder of its own, a `Decoder` on a CPU and a `GraphDecoder` on a GPU. Others keep
-their modules, with grouped attention where it goes through transformers' registry, and on a CPU with weights in
-oneDNN's own layout.
+Models with Llama's architecture decode by a `Decoder` on a CPU and a `GraphDecoder` on a GPU. Others keep their
+modules, with grouped attention where transformers' registry allows it, and on a CPU with weights in oneDNN's own
+layout.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,10 @@ TokenDecoder = Decoder | GraphDecoder
 
 @contextmanager
 def decoding(model: LanguageModel, rows: int) -> Iterator[tuple[Projection, TokenDecoder | None]]:
-    """Until the block ends, `model` decodes about `rows` rows fast; gives the projection of its head, before
-    `Head.shape`, and what decodes in its place, if anything does. The weights must not change meanwhile."""
+    """Prepares `model` to decode about `rows` sequences at once, until the block ends.
+
+    Yields the projection of its vocabulary head, to be followed by `Head.shape`, and the decoder that replaces its
+    modules, None if they stay. The weights must not change meanwhile."""
     head = model.head
     with ExitStack() as stack:
         if decodes_by_graph(model):
@@ -48,17 +50,17 @@ def decoding(model: LanguageModel, rows: int) -> Iterator[tuple[Projection, Toke
 
 
 def groups_attention(model: LanguageModel) -> bool:
-    """Whether one query a row goes to `grouped_attention`."""
+    """Tells whether decoding can use `grouped_attention`."""
     return can_choose_attention(model) and attends_everywhere(model.config)
 
 
 def decodes_packed(model: LanguageModel) -> bool:
-    """Whether a copy of its weights is packed for each rollout."""
+    """Tells whether a copy of its weights is packed for each rollout."""
     return model.device.type == "cpu" and packs(model.model.dtype)
 
 
 def decoding_note(model: LanguageModel) -> str:
-    """A sentence for people: what one token a row is computed with."""
+    """Describes, for people, how a token is computed."""
     dtype = str(model.model.dtype).removeprefix("torch.")
     grouped = groups_attention(model)
     attention = "grouped attention" if grouped else f"the model's own attention ({attention_of(model)}), slower"

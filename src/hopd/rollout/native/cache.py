@@ -1,4 +1,7 @@
-"""The key–value cache of a batch that decodes in step: written in place, grown as needed, never to a maximum."""
+"""Keeps keys and values of a batch that decodes in lockstep, written in place and grown by blocks as needed."""
+
+# transformers' base classes of caches are untyped.
+# mypy: disable-error-code="no-untyped-call"
 
 import math
 from collections.abc import Sequence
@@ -9,18 +12,18 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 _ATTENTION = {"full_attention", "sliding_attention"}
-BLOCK = 64  # positions by which the cache grows: growing reads the cache as often as 1 in 64 tokens does
-# On a GPU by this factor: memory that is freed there fits no later request of a larger size, and a CUDA graph serves
-# for as long as the cache stays where it is.
+BLOCK = 64  # positions by which the cache grows: it is copied once in 64 tokens
+# On a GPU it grows by this factor: freed memory there fits no later, larger request, and a CUDA graph can be replayed
+# only while the cache stays at its address.
 GROWTH = 1.25
 
 
 class GrowingLayer(CacheLayerMixin):
-    """Keys and values (rows, heads, capacity, width) of one layer, of which `used` positions are live.
+    """Holds one layer's keys and values (sequences, heads, capacity, width), of which `used` positions are filled.
 
-    transformers' dynamic layer copies the whole cache at every token; this one at every block. Sliding-window layers
-    keep all positions too: the model's own mask hides what has left the window. Where one query a row joins others,
-    attention gets the whole capacity, which is contiguous, and a mask must hide the room behind (it holds zeros).
+    transformers' dynamic layer copies the whole cache at every token, this one at every block. Sliding-window layers
+    keep all positions too: the model's own mask hides those outside the window. For a single query, attention gets the
+    whole capacity, which is contiguous, and a mask must hide the unused positions (they hold zeros).
     """
 
     is_sliding = False
@@ -49,7 +52,8 @@ class GrowingLayer(CacheLayerMixin):
         return keys[:, :, :end], values[:, :, :end]
 
     def extend(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes so many more positions into use, for the caller to write; gives all keys and values."""
+        """Takes more positions into use, for the caller to write; returns all keys and values, unused positions
+        included."""
         assert self.keys is not None
         assert self.values is not None
         end = self.used + positions
@@ -59,7 +63,7 @@ class GrowingLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes what row `beam_idx[i]` was: this both shares a prompt among its samples and retires rows."""
+        """Moves row `beam_idx[i]` to row i: it copies a prompt to all its samples, and drops finished sequences."""
         assert self.keys is not None
         assert self.values is not None
         self.keys, self.values = self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx)
@@ -76,12 +80,12 @@ class GrowingLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length  # what transformers 5.10 calls it
+    get_max_cache_shape = get_max_length  # the name in transformers 5.10
 
 
 def capacity(length: int, device: torch.device) -> int:
-    """Returns the positions that a cache of this length has room for: a function of the length alone, so that caches
-    and masks agree."""
+    """Returns how many positions a cache of this length has room for. It depends on the length and the kind of device
+    alone, so that caches and masks agree."""
     size = BLOCK
     if device.type != "cpu":
         while size < length:
@@ -103,14 +107,14 @@ def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
 
 
 def attends_everywhere(config: PretrainedConfig) -> bool:
-    """Whether every layer has keys and values, and none is recurrent."""
+    """Tells whether every layer has keys and values, and none is recurrent."""
     return set(getattr(config, "layer_types", None) or ["full_attention"]) <= _ATTENTION
 
 
 def joined(caches: Sequence[Cache], width: int) -> Cache:
-    """One cache for the rows of several, all of which end at position `width`: shorter ones stand flush right.
+    """Joins caches of growing layers into one, with all sequences aligned on the right, at position `width`.
 
-    Of growing layers only. The given caches are emptied, a layer at a time.
+    It empties the given caches layer by layer, to save memory.
     """
     if len(caches) == 1:
         return caches[0]
@@ -129,7 +133,7 @@ def joined(caches: Sequence[Cache], width: int) -> Cache:
 def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> torch.Tensor:
     _, heads, _, size = parts[0].shape
     whole = parts[0].new_empty(sum(map(len, parts)), heads, capacity(width, parts[0].device), size)
-    for rows, part, end in zip(whole.split([len(part) for part in parts]), parts, used, strict=True):
+    for rows, part, end in zip(torch.split(whole, [len(part) for part in parts]), parts, used, strict=True):
         rows[:, :, : width - end] = 0
         rows[:, :, width - end : width] = part[:, :, :end]
         rows[:, :, width:] = 0
@@ -137,7 +141,7 @@ def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> 
 
 
 def new_cache(config: PretrainedConfig) -> Cache:
-    """Growing layers where every layer attends; the model's own kind of cache where some layers are recurrent."""
+    """Returns a cache of growing layers, or the model's own kind of cache where some layers are recurrent."""
     if attends_everywhere(config):
         return Cache(layer_class_to_replicate=GrowingLayer)
     return DynamicCache(config=config)

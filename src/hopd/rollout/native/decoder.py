@@ -1,7 +1,7 @@
-"""One token a row through a decoder of Llama's shape: packed matrix products, and kernels between them.
+"""Decodes one token a sequence through a model of Llama's architecture: packed matrix products, with kernels between.
 
-It reads the model's weights and leaves its modules alone. Their Python, and the passes over small tensors that they
-make, take longer than the products where rows are few or the model is small.
+It reads the model's weights and leaves its modules alone. With few sequences or a small model, the modules' Python and
+their passes over small tensors take longer than the products.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from hopd.model import LanguageModel
 
 FAMILY = {"llama", "mistral", "qwen2", "qwen3"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-ROPES = {"default", "linear", "llama3", "yarn"}  # whose angles hang on the position alone
+ROPES = {"default", "linear", "llama3", "yarn"}  # whose angles depend on the position alone
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class _Layer:
 
 
 class Decoder:
-    """`rows` is how many it is packed for. The weights must not change while it is in use."""
+    """Decodes in place of the model's modules on a CPU. `rows` is the number of sequences that the weights are packed
+    for; the weights must not change while it is in use."""
 
     def __init__(self, model: LanguageModel, rows: int):
         backbone: Any = model.backbone
@@ -46,7 +47,7 @@ class Decoder:
         self._rotary = backbone.rotary_emb
 
     def angles(self, length: int) -> tuple[Float[Tensor, "K W"], Float[Tensor, "K W"]]:
-        """Cosines and sines of all positions of a sequence of this length."""
+        """Returns cosines and sines of all positions of a sequence of this length."""
         cos, sin = self._rotary(self.embedding[:1, None], torch.arange(length)[None])
         return cos[0], sin[0]
 
@@ -57,7 +58,8 @@ class Decoder:
         cache: Cache,
         first: Int[Tensor, " R"],
     ) -> Float[Tensor, "R D"]:
-        """The last hidden state of one more token a row; row r looks at its cache from `first[r]` on."""
+        """Returns the last hidden state of one more token a sequence; sequence r attends to its cache from `first[r]`
+        on."""
         x, added, end = self.embedding[tokens], None, cache.get_seq_length()
         growing: Sequence[Any] = cache.layers
         for layer, cached in zip(self.layers, growing, strict=True):
@@ -70,14 +72,14 @@ class Decoder:
 
 
 def decodes_by_kernels(model: LanguageModel) -> bool:
-    """Whether a `Decoder` computes what the model's own modules do."""
+    """Tells whether a `Decoder` can replace the model's own modules."""
     if model.device.type != "cpu" or not packs(model.model.dtype) or not has_llamas_shape(model):
         return False
     return kernels.support(*model.backbone.parameters()) and kernels.support_head_width(model.head_width)
 
 
 def has_llamas_shape(model: LanguageModel) -> bool:
-    """Whether its layers compute what Llama's do, every one over all positions, with plain linear layers."""
+    """Tells whether all its layers compute what Llama's do, over all positions, with plain linear layers."""
     config = model.config
     if config.model_type not in FAMILY:
         return False
@@ -89,7 +91,7 @@ def has_llamas_shape(model: LanguageModel) -> bool:
         and rope.get("rope_type", "default") in ROPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and all(is_swiglu(layer.mlp) and is_rms_norm(layer.input_layernorm) for layer in layers)
-        # Adapters stand in the place of plain layers; a layer that is cut up has hooks.
+        # Adapters replace plain linear layers; a sharded layer has hooks.
         and all(type(m) is nn.Linear for layer in layers for m in _linears(layer))
         and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
     )
@@ -117,7 +119,7 @@ def _read(layer: Any, rows: int) -> _Layer:
 
 
 def _joined(*linears: nn.Linear, rows: int) -> Projection:
-    """Several linear layers of one input as one product, their outputs side by side."""
+    """Joins linear layers with the same input into one product with concatenated outputs."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     return for_decoding(weight, torch.cat(biases) if biases else None, rows)

@@ -1,8 +1,8 @@
-"""The native engine: batched decoding of any Hugging Face causal LM, in the process that trains it.
+"""The native engine decodes any Hugging Face causal LM in batches, in the process that trains it.
 
-Prompts are prefilled once and shared by their samples. Rows stand flush right, so that all of them write the same
-place of the cache at the same step; finished rows are retired and the batch compacted. Rollouts that do not fit in
-one batch decode in waves, those with prompts of like length together.
+Prompts are prefilled once and shared by their samples. Sequences are padded on the left, so that all of them write the
+same position of the cache at the same step; finished ones are dropped and the batch compacted. Rollouts that do not fit
+in one batch decode in waves, those with prompts of similar length together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ from hopd.rollout.random import uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 from hopd.rollout.sampling import draw_tokens
 
-PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: as many as keep the device busy
-DRAWN_AHEAD = 64  # positions whose random numbers are made in one go
-# Compact when at most this share of the rows still runs: copies stay O(1) a token. A GPU takes about as long for a few
-# rows more, and records its graph anew afterwards.
+PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: enough to keep the device busy
+DRAWN_AHEAD = 64  # positions whose random numbers are drawn together
+# Compact when at most this fraction of the sequences still runs: the copies stay O(1) a token. On a GPU a few more
+# sequences cost little, and its graph must be recorded again afterwards.
 COMPACT_AT, COMPACT_GPU_AT = 0.75, 0.5
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A prompt with the samples of it that decode in one wave."""
+    """Holds a prompt with those of its samples that decode in one wave."""
 
     index: int
     prompt: Prompt
@@ -41,7 +41,8 @@ class _Unit:
 
 
 class NativeEngine(Engine):
-    """`rows`: the most rollouts that decode at once; more need more memory for keys and values."""
+    """Samples from the student's own weights. `rows` limits the number of concurrent sequences, and with it the memory
+    for keys and values."""
 
     def __init__(self, model: LanguageModel, rows: int = 64):
         self.model, self.rows = model, rows
@@ -50,14 +51,15 @@ class NativeEngine(Engine):
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """See `Engine.sample`. Raises `TaskError` for a prompt that leaves no room in the model's context.
+        """Returns rollouts as `Engine.sample` does. Raises `TaskError` for a prompt that leaves no room in the context.
 
-        Of a sharded model every process holds all weights meanwhile: no token waits for another process.
+        A sharded model is unsharded meanwhile, so that no token waits for another process.
         """
         with self.model.sharding.unsharded():
             return self._sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
 
     def check(self, longest: int) -> list[str]:
+        """Returns how tokens are decoded."""
         return [decoding_note(self.model)]
 
     def _sample(
@@ -122,7 +124,7 @@ class NativeEngine(Engine):
         record = _Record(len(unit_of_row), device)
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
-        # Asking how many rows still run makes a GPU wait, so there it is asked less often.
+        # To count the running sequences, the CPU waits for a GPU, so there it counts less often.
         look_every, compact_at = (1, COMPACT_AT) if device.type == "cpu" else (16, COMPACT_GPU_AT)
 
         for t in range(limit):
@@ -153,7 +155,7 @@ class NativeEngine(Engine):
                 break
             positions = rows.prompt_length + t
             if context is not None:
-                positions = positions.clamp(max=context - 1)  # of rows that are full and wait to be retired
+                positions = positions.clamp(max=context - 1)  # for full sequences that wait to be dropped
             if decoder is None:
                 hidden = model.hidden(tokens[:, None], seen.of_token(width + t), positions[:, None], cache)[:, -1]
             else:
@@ -164,7 +166,8 @@ class NativeEngine(Engine):
         return record.rollouts(wave, max_tokens)
 
     def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
-        """The state of each prompt's last token, and the cache, in groups of like length: little of them is padding."""
+        """Returns the hidden state of each prompt's last token, and the cache. Groups of similar length need little
+        padding."""
         model, states, caches = self.model, [], []
         for group in _groups(prompts, model.device) if attends_everywhere(model.config) else [prompts]:
             ids, mask = flush_right(group, model.device)
@@ -176,7 +179,7 @@ class NativeEngine(Engine):
 
 @dataclass
 class _Rows:
-    """What stays with a row while others are retired around it; `live` is its number in the wave."""
+    """Holds the constants of the sequences that still run; `live` is a sequence's number in the wave."""
 
     live: Int[Tensor, " R"]
     prompt: Int[Tensor, " R"]
@@ -188,7 +191,7 @@ class _Rows:
 
 
 class _Record:
-    """Tokens as they come, one tensor a step, cut into segments where the batch was compacted."""
+    """Collects sampled tokens, one tensor a step, in segments that end where the batch was compacted."""
 
     def __init__(self, rows: int, device: torch.device):
         self._ids: list[Int[Tensor, " R"]] = []
@@ -224,7 +227,7 @@ class _Record:
 
 
 def _groups(prompts: Sequence[Int[Tensor, " _"]], device: torch.device) -> Iterator[Sequence[Int[Tensor, " _"]]]:
-    """Neighbours that are prefilled together; `prompts` come in order of their lengths, the longest first."""
+    """Yields groups of neighbours to prefill together; `prompts` are sorted by length, the longest first."""
     start, tokens = 0, PREFILLED if device.type == "cpu" else PREFILLED_BY_GPU
     while start < len(prompts):
         rows = max(1, tokens // len(prompts[start]))
@@ -235,7 +238,8 @@ def _groups(prompts: Sequence[Int[Tensor, " _"]], device: torch.device) -> Itera
 def flush_right(
     sequences: Sequence[Int[Tensor, " _"]], device: torch.device
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Token ids padded on the left to the longest (with id 0, which the mask hides), and the mask."""
+    """Pads sequences on the left to the longest, with id 0. Returns the ids and a mask that is True where they are
+    real."""
     width = max(len(sequence) for sequence in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.bool)

@@ -1,8 +1,9 @@
-"""One token a row through a decoder of Llama's shape on a GPU: one CUDA graph, launched once a token.
+"""Decodes one token a sequence through a model of Llama's architecture on a GPU, by one CUDA graph a token.
 
 A token takes hundreds of small kernels, which a CPU launches several times more slowly than a GPU runs them. A graph is
-recorded once and then launched as a whole. It holds addresses, so it is recorded anew where the cache has moved: when
-it has grown, and when rows have retired. It knows nothing of heads, sampling or stops.
+recorded once and then launched as a whole. It holds addresses, so it is recorded again when the cache has moved: after
+it has grown, and after finished sequences were dropped. It knows nothing of sampling, stop tokens or the vocabulary
+head.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from hopd.model import LanguageModel
 from hopd.rollout.native.decoder import has_llamas_shape
 
 Stored = Sequence[tuple[Float[Tensor, "R G K W"], Float[Tensor, "R G K W"]]]
-"""Keys and values of each layer."""
+"""Names the keys and values of each layer."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What changes from token to token: always at the same addresses, where a graph reads it."""
+    """Holds the inputs that change from token to token, always at the addresses where a graph reads them."""
 
     tokens: Int[Tensor, " R"]
     cos: Float[Tensor, "R W"]
@@ -45,18 +46,18 @@ class _Inputs:
     first: Int[Tensor, " R"]
     place: Int[Tensor, " 1"]
 
-    def kept(self) -> "_Inputs":
+    def cloned(self) -> "_Inputs":
         return _Inputs(*(getattr(self, field.name).clone() for field in fields(self)))
 
-    def take(self, others: "_Inputs") -> None:
+    def copy_from(self, others: "_Inputs") -> None:
         for field in fields(self):
             getattr(self, field.name).copy_(getattr(others, field.name))
 
 
 class GraphDecoder:
-    """Decodes as `Decoder` does. Weights are read where the model has them, but for a joined copy of the projections to
-    queries, keys and values: they must not change while it is in use. `graph`: whether it records, which by default it
-    does on a GPU only; elsewhere the same operations run one by one."""
+    """Decodes as `Decoder` does. It reads the model's own weights, except for a joined copy of the projections to
+    queries, keys and values: they must not change while it is in use. With `graph`, the default on a GPU, it records a
+    graph; otherwise the same operations run one by one."""
 
     def __init__(self, model: LanguageModel, graph: bool | None = None):
         backbone: Any = model.backbone
@@ -73,7 +74,7 @@ class GraphDecoder:
 
     def angles(self, length: int) -> tuple[Float[Tensor, "K W"], Float[Tensor, "K W"]]:
         """Returns cosines and sines of all positions of a sequence of this length, the first half of the sines negated:
-        a head is turned by x · cos + (x with its halves exchanged) · sin."""
+        a head is rotated as x · cos + (x with its halves exchanged) · sin."""
         positions = torch.arange(length, device=self.embedding.device)[None]
         cos, sin = self._rotary(self.embedding[:1, None], positions)
         first, second = sin[0].chunk(2, dim=-1)
@@ -86,26 +87,27 @@ class GraphDecoder:
         cache: Cache,
         first: Int[Tensor, " R"],
     ) -> Float[Tensor, "R D"]:
-        """Returns the last hidden state of one more token a row, in memory that the next call may overwrite; row r
-        looks at its cache from `first[r]` on."""
+        """Returns the last hidden state of one more token a sequence, in memory that the next call may overwrite;
+        sequence r attends to its cache from `first[r]` on."""
         growing: Sequence[Any] = cache.layers
         place = torch.full((1,), cache.get_seq_length(), device=tokens.device)
         given, stored = _Inputs(tokens, *angles, first, place), [layer.extend(1) for layer in growing]
         if not self.graph:
             return self._step(given, stored)
         addresses = [len(tokens), stored[0][0].shape[2], *(part.data_ptr() for pair in stored for part in pair)]
-        if addresses != self._addresses:  # the first token there runs eagerly, which warms up what is recorded next
-            self._addresses, self._inputs, self._replay = addresses, given.kept(), None
+        if addresses != self._addresses:  # the first token runs eagerly: it warms up the kernels that are recorded next
+            self._addresses, self._inputs, self._replay = addresses, given.cloned(), None
             return self._step(self._inputs, stored)
         assert self._inputs is not None
-        self._inputs.take(given)
+        self._inputs.copy_from(given)
         if self._replay is None:
             inputs = self._inputs
             self._replay = recorded(lambda: self._step(inputs, stored))
         return self._replay()
 
     def _step(self, at: _Inputs, stored: Stored) -> Float[Tensor, "R D"]:
-        """Nothing here may ask the device for a value, or depend on one of the CPU's that changes."""
+        """Computes one token. A recording must neither ask the device for a value nor depend on a CPU value that
+        changes."""
         x = embedding(at.tokens, self.embedding)
         places = torch.arange(stored[0][0].shape[2], device=x.device)
         seen = (places >= at.first[:, None]) & (places <= at.place)
@@ -121,24 +123,24 @@ class GraphDecoder:
     def _mixed(
         self, layer: _Layer, h: Float[Tensor, "R D"], at: _Inputs, keys: Tensor, values: Tensor, mask: Tensor
     ) -> Float[Tensor, "R HW"]:
-        """Attention of one layer, which writes its key and value into the cache."""
+        """Computes one layer's attention, and writes its key and value into the cache."""
         heads, groups = self.heads, keys.shape[1]
         qkv = linear(h, *layer.qkv).view(len(h), heads + 2 * groups, self.width)
-        qk, v = qkv.split([heads + groups, groups], dim=1)
+        qk, v = torch.split(qkv, [heads + groups, groups], dim=1)
         if layer.head_norms is not None:
             of_query, of_key, eps = layer.head_norms
-            q, k = qk.split([heads, groups], dim=1)
+            q, k = torch.split(qk, [heads, groups], dim=1)
             qk = torch.cat([_norm(q, of_query, eps), _norm(k, of_key, eps)], dim=1)
         turned = qk * at.cos[:, None] + qk.roll(self.width // 2, -1) * at.sin[:, None]
-        q, k = turned.split([heads, groups], dim=1)
+        q, k = torch.split(turned, [heads, groups], dim=1)
         keys.index_copy_(2, at.place, k[:, :, None])
         values.index_copy_(2, at.place, v[:, :, None])
         return fused_grouped_attention(q, keys, values, mask, self.scale).flatten(1)
 
 
 def decodes_by_graph(model: LanguageModel) -> bool:
-    """Whether a `GraphDecoder` computes what the model's own modules do, on the GPU that is in use: torch records what
-    is launched there."""
+    """Tells whether a `GraphDecoder` can replace the model's own modules. The model must be on the current GPU: torch
+    records there."""
     device = model.device
     if device.type != "cuda" or device.index not in (None, torch.cuda.current_device()):
         return False
@@ -147,7 +149,7 @@ def decodes_by_graph(model: LanguageModel) -> bool:
 
 
 def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Returns what replays `step`, on the tensors that it read and wrote while it was recorded."""
+    """Records `step` as a CUDA graph. Returns a function that replays it on the tensors of the recording."""
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the GPU meanwhile: NCCL's watchdog asks it for events.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -161,8 +163,8 @@ def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
-    """weight · x / rms(x), rounded before it is scaled, as transformers does: in bf16 a fused norm gives other bits
-    than the learner's, and rollouts that are a little less its own."""
+    """Returns weight · x / rms(x), rounded before it is scaled, as in transformers: in bf16 a fused norm would differ
+    from the learner's in its last bits, and the rollouts with it."""
     return weight * rms_norm(x, x.shape[-1:], None, eps)
 
 

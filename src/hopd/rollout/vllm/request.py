@@ -1,4 +1,4 @@
-"""What vLLM is asked for one rollout, and its answer, read strictly: a rollout that is whole, or a `Fault`."""
+"""Builds vLLM's request for one rollout, and reads the answer strictly: a complete rollout, or a `Fault`."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from hopd.rollout.rollout import FinishReason, Prompt, Rollout
 
 @dataclass(frozen=True)
 class Request:
-    """One sample of a prompt. `limit` is what the horizon and the context leave of `max_tokens`."""
+    """Asks for one sample of a prompt. `limit` is `max_tokens`, cut to the room in the context."""
 
     prompt: Prompt
     sample: int
@@ -26,8 +26,8 @@ class Request:
     vocabulary: int
 
     def sampling_params(self, sampling: Sampling, seed: int) -> dict[str, Any]:
-        """vLLM's names. All is said that changes a distribution: what is left out, a server takes from its model's
-        generation config."""
+        """Returns vLLM's sampling parameters. Everything that changes the distribution is set, because a server takes
+        the rest from its model's generation config."""
         return {
             "max_tokens": self.limit,
             "temperature": sampling.temperature,
@@ -37,15 +37,16 @@ class Request:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "seed": fold(seed, self.prompt.id, self.sample) >> 1,  # of a signed number
-            "ignore_eos": True,  # the model's own, beside which `stop_token_ids` are those that count
+            "seed": fold(seed, self.prompt.id, self.sample) >> 1,  # vLLM's seed is a signed 64-bit number
+            "ignore_eos": True,  # only `stop_token_ids` end a response
             "stop_token_ids": sorted(self.stop_ids),
-            "logprobs": 0,  # the sampled token's, and no others
+            "logprobs": 0,  # of the sampled token only
             "detokenize": False,
         }
 
     def rollout(self, ids: Sequence[int], log_probs: Sequence[float], versions: Sequence[str], version: str) -> Rollout:
-        """Raises `Fault` if it is not whole, or if a token was sampled with other weights than `version`."""
+        """Returns the rollout. Raises `Fault` if it is incomplete, or if any token was sampled with other weights than
+        `version`."""
         if other := set(versions) - {version}:
             raise Fault(FaultKind.OTHER_WEIGHTS, f"it sampled with the weights {min(other)!r}, not {version!r}")
         if len(ids) != len(log_probs) or not 0 < len(ids) <= self.limit:
@@ -70,7 +71,7 @@ class Request:
 
 
 def requests(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, samples: int) -> list[Request]:
-    """In the order of `Engine.sample`. Raises `TaskError` for a prompt that leaves no room in the model's context."""
+    """Returns requests in the order of `Engine.sample`. Raises `TaskError` for a prompt without room in the context."""
     context = model.context
     made = []
     for prompt in prompts:
@@ -83,6 +84,6 @@ def requests(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, s
     return made
 
 
-def probe_params() -> dict[str, Any]:
-    """To score a sequence: one token must be sampled, and is not looked at."""
+def scoring_params() -> dict[str, Any]:
+    """Returns parameters that score a prompt. vLLM must sample one token too, which is ignored."""
     return {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}

@@ -1,7 +1,7 @@
-"""Rollouts by `vllm serve`, one server or several: token ids go there, token ids and log-probs come back.
+"""Samples rollouts on one or several servers (`vllm serve`), with token ids in both directions.
 
-The servers must have their development endpoints on (VLLM_SERVER_DEV_MODE=1: weights, their version, the prefix cache)
-and `--enable-scale-out` (`/inference/v1/generate`). Every answer says which weights sampled each of its tokens.
+The servers need their development endpoints (VLLM_SERVER_DEV_MODE=1: weights, their version, the prefix cache) and
+`--enable-scale-out` (`/inference/v1/generate`). Every answer names the weights that sampled each token.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -20,9 +20,9 @@ from hopd.errors import RecipeError, ServerUnavailable
 from hopd.model import LanguageModel
 from hopd.recipe import VllmServers
 from hopd.recipe.sampling import Sampling
-from hopd.remote import Backoff, Client, Fault, FaultKind, Losses
+from hopd.remote import Backoff, Client, Fault, FaultKind, RequestStats
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.rollout.vllm.request import probe_params, requests
+from hopd.rollout.vllm.request import requests, scoring_params
 from hopd.rollout.vllm.transfer import Transfer, Versions, trainer, write_weights
 
 GENERATE = "/inference/v1/generate"
@@ -31,9 +31,10 @@ NCCL = """--weight-transfer-config '{"backend": "nccl"}'"""
 Received = tuple[str, list[str]]  # the version of the weights, and the servers that have them
 
 
-class VllmServerEngine:
-    """A server that fails is asked again, or another one in its place, until the deadline. One that does not take new
-    weights is left out until the next ones, if another does."""
+class RemoteVllm:
+    """Samples on the servers of `source`, which all processes share. A failed request is retried, on any server, until
+    the deadline. A server that fails to take new weights is left out until the next ones, if another server has
+    them."""
 
     shared = True
 
@@ -45,26 +46,28 @@ class VllmServerEngine:
         self._transfers: dict[str, Transfer] = {}
 
     @property
-    def losses(self) -> Losses:
-        return self.client.losses
+    def stats(self) -> RequestStats:
+        """Returns faults and retries since they were last replaced."""
+        return self.client.stats
 
-    @losses.setter
-    def losses(self, losses: Losses) -> None:
-        self.client.losses = losses
+    @stats.setter
+    def stats(self, stats: RequestStats) -> None:
+        self.client.stats = stats
 
     def check(self, longest: int) -> Iterator[str]:
-        """Raises `RecipeError` for a server that is not set up for this, `ServerUnavailable` if none answers."""
+        """Yields findings as `Engine.check` does. Raises `RecipeError` for a server that is not set up for rollouts,
+        and `ServerUnavailable` if none answers."""
         if self.source.weights == "nccl" and not (find_spec("vllm") and torch.cuda.is_available()):
             raise RecipeError(
-                "rollout.engine: weights: nccl goes from a GPU here, by vLLM (pip install 'hopd[vllm]'), and one is "
-                "missing; write weights: file, and a directory that trainer and servers see"
+                "rollout.engine: weights: nccl needs a GPU and vLLM here (pip install 'hopd[vllm]'), and one of them "
+                "is missing; write weights: file, and a directory that trainer and servers share"
             )
         gone: dict[str, Fault] = {}
         for server in self.source.servers:
             try:
-                (served, *_) = self.client.models(server)
+                (model, *_) = self.client.models(server)
                 self.client.once(server, "GET", "/weight_info")
-                self.client.once(server, "POST", GENERATE, {"token_ids": [0], "sampling_params": probe_params()})
+                self.client.once(server, "POST", GENERATE, {"token_ids": [0], "sampling_params": scoring_params()})
             except Fault as fault:
                 if fault.kind == FaultKind.REJECTED:
                     raise RecipeError(f"{server} cannot be used for rollouts ({fault}); {HOW}") from None
@@ -72,7 +75,7 @@ class VllmServerEngine:
                 continue
             if self.source.weights == "nccl" and self.transfer_of(server) != "nccl":
                 raise RecipeError(f"{server} takes no weights by NCCL; {HOW}, and {NCCL}")
-            limit = served.get("max_model_len")
+            limit = model.get("max_model_len")
             if limit is not None and longest > limit:
                 raise RecipeError(
                     f"the longest prompt and rollout.full_tokens make {longest} tokens, and {server} takes {limit}; "
@@ -83,17 +86,18 @@ class VllmServerEngine:
             raise ServerUnavailable(silent[0])
         yield from (f"rollouts: {sentence}; going on with the others" for sentence in silent)
         how = "by NCCL" if self.source.weights == "nccl" else f"by a file in {self.source.directory}"
-        well = [server for server in self.source.servers if server not in gone]
-        yield f"rollouts: vLLM at {', '.join(well)}; weights go there {how} before each step"
+        working = [server for server in self.source.servers if server not in gone]
+        yield f"rollouts: vLLM at {', '.join(working)}; weights are sent {how} before each step"
 
     def transfer_of(self, server: str) -> str | None:
-        """The weight transfer that it was started with. Raises `Fault`."""
+        """Returns the backend of weight transfer that a server was started with. Raises `Fault`."""
         with _strictly():
             config = self.client.once(server, "GET", "/server_info?config_format=json")["vllm_config"]
-            return (config["weight_transfer_config"] or {}).get("backend")
+            return cast(str | None, (config["weight_transfer_config"] or {}).get("backend"))
 
     def receive(self, weights: Mapping[str, Tensor]) -> Received:
-        """Raises `ServerUnavailable` if no server has them within the deadline."""
+        """Sends the weights to all servers; returns their version and the servers that took them. Raises
+        `ServerUnavailable` if none did within the deadline."""
         version = self._versions.next()
         if self.source.directory is not None:
             write_weights(weights, Path(self.source.directory))
@@ -111,17 +115,19 @@ class VllmServerEngine:
                     f"no rollout server has taken the new weights: {backoff.failed} attempts failed, with a deadline "
                     f"of {self.source.deadline:g} s; the last, at {server}: {fault}"
                 )
-            self.losses.retries += 1
+            self.stats.retries += 1
             time.sleep(wait)
-            self.losses.seconds += wait
+            self.stats.seconds += wait
 
     def adopt(self, received: Received) -> None:
+        """Samples from now on with these weights, on these servers."""
         self._version, self._fresh = received
 
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """See `Engine.sample`; weights must have been received. Raises `TaskError` and `ServerUnavailable`."""
+        """Returns rollouts as `Engine.sample` does, after `adopt`. Raises `TaskError` for a prompt without room, and
+        `ServerUnavailable` after the deadline."""
         asked = requests(self.model, prompts, max_tokens, samples)
 
         def read(n: int, body: bytes) -> Rollout:
@@ -145,8 +151,8 @@ class VllmServerEngine:
         return self.client.ask(GENERATE, bodies, read, self._fresh)
 
     def score(self, ids: Sequence[int]) -> dict[str, Float[Tensor, " N"]]:
-        """Raises `ServerUnavailable`."""
-        body = {"token_ids": list(ids), "sampling_params": probe_params()}
+        """Returns the log-probs at temperature 1 of all tokens but the first, by server. Raises `ServerUnavailable`."""
+        body = {"token_ids": list(ids), "sampling_params": scoring_params()}
 
         def read(n: int, answer: bytes) -> Float[Tensor, " N"]:
             with _strictly():
@@ -158,10 +164,10 @@ class VllmServerEngine:
         return {server: self.client.ask(GENERATE, [body], read, [server])[0] for server in self._fresh}
 
     def rest(self) -> None:
-        pass
+        """Does nothing: the servers use no memory of the trainer."""
 
     def _send(self, server: str, weights: Mapping[str, Tensor], version: str) -> Fault | None:
-        """One attempt at one server."""
+        """Sends weights to one server, once; returns the fault if it fails."""
         began = time.monotonic()
         try:
             if self.source.weights == "nccl":
@@ -172,13 +178,13 @@ class VllmServerEngine:
                 call = {"method": "reload_weights", "kwargs": {"weights_path": where}}
                 self.client.once(server, "POST", "/collective_rpc", call)
             self.client.once(server, "POST", "/update_weight_version", {"new_version": version})
-            # What is in the prefix cache was computed with the weights before.
+            # The prefix cache holds keys and values of the previous weights.
             cleared = self.client.once(server, "POST", "/reset_prefix_cache")
             if not (isinstance(cleared, dict) and cleared.get("success")):
                 raise Fault(FaultKind.MALFORMED, "it has not emptied its prefix cache: does it serve others too?")
         except Fault as fault:
             self._transfers.pop(server, None)
-            self.losses.add(fault.kind, began)
+            self.stats.add(fault.kind, began)
             return fault
         return None
 
@@ -188,12 +194,12 @@ class VllmServerEngine:
                 workers = int(self.client.once(server, "GET", "/get_world_size")["world_size"])
                 self._transfers[server] = trainer("nccl", _Control(self.client, server), server, workers)
             self._transfers[server].send(weights)
-        except (RuntimeError, OSError) as error:  # NCCL's, and those of its meeting point
-            raise Fault(FaultKind.DROPPED, f"weights did not get there by NCCL ({error})") from error
+        except (RuntimeError, OSError) as error:  # from NCCL or its rendezvous
+            raise Fault(FaultKind.DROPPED, f"the transfer of weights by NCCL failed ({error})") from error
 
 
 class _Control:
-    """vLLM's calls around a transfer, of one server."""
+    """Makes the calls of `Control` to one server over HTTP."""
 
     def __init__(self, client: Client, server: str):
         self.client, self.server = client, server
@@ -216,7 +222,7 @@ class _Control:
 
 @contextmanager
 def _strictly() -> Iterator[None]:
-    """What goes wrong inside, while an answer is read, is a `Fault` of the answer."""
+    """Turns an error while an answer is read into a `Fault`."""
     try:
         yield
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -1,6 +1,6 @@
-"""How a student's weights get to vLLM: as a file, or by the weight transfer of vLLM's public API (NCCL, CUDA IPC).
+"""Transfers a student's weights to vLLM: as a file, or by the weight transfer of vLLM's public API (NCCL, CUDA IPC).
 
-The file needs no vLLM here; the others do, and GPUs.
+A file needs no vLLM in this environment; the others need vLLM and GPUs.
 """
 
 import os
@@ -21,41 +21,42 @@ WEIGHTS = "model.safetensors"
 
 
 class Versions:
-    """Names for successive weights, which no other run and no resumed one gives."""
+    """Names successive weights; no other run and no resumed one uses the same names."""
 
     def __init__(self) -> None:
         self._run, self._count = uuid4().hex[:8], 0
         self.current = ""
 
     def next(self) -> str:
+        """Returns the name of the next weights, which become the current ones."""
         self._count += 1
         self.current = f"hopd-{self._run}-{self._count}"
         return self.current
 
 
 def write_weights(weights: Mapping[str, Tensor], directory: Path) -> None:
-    """One safetensors file. Whoever reads it finds the old content or the new, never a part. Raises `RecipeError`."""
+    """Writes one safetensors file atomically: a reader finds the old content or the new. Raises `RecipeError`."""
     temporary = directory / f".{WEIGHTS}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(_apart(weights), temporary)
+        save_file(_untied(weights), temporary)
         os.replace(temporary, directory / WEIGHTS)
     except Exception as error:  # safetensors has error types of its own for a failed write
         raise RecipeError(f"the weights for the rollouts could not be written to {directory} ({error})") from error
 
 
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, tied ones each with a memory of its own, as safetensors wants it."""
-    apart, seen = {}, set[int]()
+def _untied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights on the CPU, tied ones with memory of their own, as safetensors requires."""
+    untied, seen = {}, set[int]()
     for name, tensor in weights.items():
         here = tensor.detach().cpu().contiguous()
-        apart[name] = here.clone() if here.data_ptr() in seen else here
+        untied[name] = here.clone() if here.data_ptr() in seen else here
         seen.add(here.data_ptr())
-    return apart
+    return untied
 
 
 class Control(Protocol):
-    """The four calls by which vLLM's trainer side speaks to an engine (its `VLLMWeightSyncClient`)."""
+    """Declares the four calls that vLLM's trainer side makes to an engine (its `VLLMWeightSyncClient`)."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
     def start_weight_update(self) -> None: ...
@@ -64,7 +65,7 @@ class Control(Protocol):
 
 
 class InProcess:
-    """`Control` of a `vllm.LLM`."""
+    """Makes the calls of `Control` to a `vllm.LLM`."""
 
     def __init__(self, llm: Any):
         self.llm = llm
@@ -83,12 +84,13 @@ class InProcess:
 
 
 class Source:
-    """What vLLM's trainer side reads: names, dtypes and shapes, and then the tensors, on this process's GPU."""
+    """Provides what vLLM's trainer side reads: names, dtypes and shapes, then the tensors, on this process's GPU."""
 
     def __init__(self) -> None:
         self.weights: Mapping[str, Tensor] = {}
 
     def metadata(self) -> list[Any]:
+        """Describes the weights in the order in which they are iterated."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
         return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.weights.items()]
@@ -99,13 +101,13 @@ class Source:
 
 
 class Transfer:
-    """vLLM's trainer side with a source whose weights change."""
+    """Sends successive weights by one connection of vLLM's trainer side."""
 
     def __init__(self, engine: Any, source: Source):
         self.engine, self.source = engine, source
 
     def send(self, weights: Mapping[str, Tensor]) -> None:
-        """Returns when the engine decodes with them."""
+        """Sends weights, and returns once the engine decodes with them."""
         self.source.weights = weights
         try:
             self.engine.send_weights()
@@ -114,7 +116,7 @@ class Transfer:
 
 
 def trainer(backend: Literal["nccl", "ipc"], control: Control, server: str = "", workers: int = 0) -> Transfer:
-    """The connection to one engine: of `server`, with so many workers, or beside this process (IPC)."""
+    """Connects to one engine: a server with `workers` processes (NCCL), or a colocated one (IPC)."""
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     info: Any
@@ -125,15 +127,16 @@ def trainer(backend: Literal["nccl", "ipc"], control: Control, server: str = "",
     else:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        address, port = _meeting_point(server)
+        address, port = _rendezvous(server)
         info = NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=1 + workers)
     source = Source()
     engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=control, source=source)
     return Transfer(engine, source)
 
 
-def _meeting_point(server: str) -> tuple[str, int]:
-    """An address of this machine that the server can reach: the one by which this machine reaches it."""
+def _rendezvous(server: str) -> tuple[str, int]:
+    """Returns a free port and an address of this machine that the server can reach: the one this machine reaches it
+    by."""
     parts = urlsplit(server)
     with socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))) as to:
         address = str(to.getsockname()[0])
