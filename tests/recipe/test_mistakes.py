@@ -42,7 +42,7 @@ def test_an_unknown_key_deep_inside_is_an_error_with_the_nearest_name() -> None:
 
 
 @pytest.mark.parametrize("key", ["path", "option"])
-def test_the_nearest_name_is_one_that_this_source_takes(key: str) -> None:
+def test_the_suggested_name_is_one_that_this_source_takes(key: str) -> None:
     with pytest.raises(RecipeError) as error:
         Recipe.parse(minimal(**{f"task.{key}": "x"}))
     assert "unknown key" in str(error.value)
@@ -67,7 +67,7 @@ def test_a_missing_value_is_named_with_its_place(place: str) -> None:
         Recipe.parse(content)
 
 
-def test_several_mistakes_are_told_together() -> None:
+def test_several_mistakes_are_reported_together() -> None:
     with pytest.raises(RecipeError) as error:
         Recipe.parse(minimal(**{"rollout.prompts": 0, "training.steps": "few", "studnt": 1}))
     for place in ("rollout.prompts", "training.steps", "studnt"):
@@ -137,7 +137,7 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
         ("training.mini_batch", 3, r"mini_batch must divide rollout\.prompts = 4, got 3"),
     ],
 )
-def test_what_does_not_fit_together_is_an_error_before_anything_is_loaded(
+def test_options_that_contradict_each_other_are_an_error_before_anything_is_loaded(
     place: str, value: object, sentence: str
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
@@ -152,7 +152,7 @@ def test_an_unknown_source_is_an_error_that_lists_the_known_ones(source: object)
         Recipe.parse(minimal(task={"source": source}))
 
 
-def test_the_error_says_which_recipe_is_meant() -> None:
+def test_the_error_names_the_recipe() -> None:
     with pytest.raises(RecipeError, match=r"^mine\.yaml: "):
         Recipe.parse(minimal(studnt=1), where="mine.yaml")
 
@@ -170,7 +170,7 @@ def test_a_run_has_exactly_one_of_a_teacher_and_teachers_by_name(changes: dict[s
 
 
 @pytest.mark.parametrize("task", [{"source": "addition"}, {"source": "file", "path": "rows.jsonl"}])
-def test_several_teachers_need_a_column_that_says_which(task: dict[str, Any]) -> None:
+def test_several_teachers_need_a_column_that_names_them(task: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"task\.teacher must name the column"):
         Recipe.parse(minimal(teacher=None, teachers={"large": {"model": "l"}}, task=task))
 

@@ -51,7 +51,7 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
 
 
 @pytest.mark.parametrize("text", [MINIMAL, COMPLETE])
-def test_a_recipe_comes_back_from_its_own_yaml(text: str) -> None:
+def test_a_recipe_survives_a_round_trip_through_yaml(text: str) -> None:
     recipe = Recipe.parse(yaml.safe_load(text))
     assert reread(recipe) == recipe
 
@@ -66,7 +66,7 @@ def test_a_recipe_comes_back_from_its_own_yaml(text: str) -> None:
         {"controller": "staged", "stages": {0: 10, 5: 20}},
     ],
 )
-def test_a_recipe_with_any_horizon_comes_back_from_its_own_yaml(horizon: dict[str, Any]) -> None:
+def test_a_recipe_with_any_horizon_survives_a_round_trip_through_yaml(horizon: dict[str, Any]) -> None:
     recipe = Recipe.parse(minimal(horizon=horizon))
     assert reread(recipe) == recipe
     assert reread(recipe).controller() == recipe.controller()
@@ -83,7 +83,7 @@ print([name for name in ("torch", "transformers") if name in sys.modules])
     assert imported.strip() == "[]"
 
 
-def test_a_recipe_made_in_python_is_the_one_that_yaml_makes() -> None:
+def test_a_recipe_made_in_python_equals_the_one_from_yaml() -> None:
     made = Recipe(
         name="small",
         student=ModelSource(model="s"),
@@ -114,7 +114,7 @@ def test_a_mistake_in_python_is_the_same_sentence() -> None:
         Recipe.parse(minimal(horizon=Truncated(4096, ratio=0.1)))
 
 
-def test_a_mistake_in_the_horizon_is_told_together_with_the_others() -> None:
+def test_a_mistake_in_the_horizon_is_reported_together_with_the_others() -> None:
     with pytest.raises(
         RecipeError, match=r"unknown key studnt .*; horizon 'full' has|horizon 'full' has .*; unknown key"
     ):
@@ -141,7 +141,7 @@ WRITTEN_BEFORE = {
         ({"estimator": "sampled", "gamma": 1.0}, Sampled(1.0)),
     ],
 )
-def test_a_recipe_that_an_older_run_wrote_out_is_the_same_one(
+def test_a_recipe_that_an_older_run_wrote_is_read_as_the_same_recipe(
     tmp_path: Path, written: dict[str, Any], objective: object
 ) -> None:
     old = minimal(output=str(tmp_path), objective=WRITTEN_BEFORE | written)
@@ -192,13 +192,13 @@ def test_an_override_replaces_a_value_a_section_or_a_deep_value(tmp_path: Path) 
     assert recipe.student.layers == [0, 1]
 
 
-def test_the_last_of_two_overrides_holds_and_null_takes_a_value_away(tmp_path: Path) -> None:
+def test_the_last_of_two_overrides_applies_and_null_removes_a_value(tmp_path: Path) -> None:
     path = written(tmp_path / "recipe.yaml")
     recipe = Recipe.load(path, ["seed=5", "seed=6", "training.steps=null", "training.epochs=2"])
     assert (recipe.seed, recipe.training.steps, recipe.training.epochs) == (6, None, 2)
 
 
-def test_an_override_of_one_of_two_sections_that_share_an_anchor_leaves_the_other(tmp_path: Path) -> None:
+def test_an_override_of_one_of_two_sections_that_share_an_anchor_does_not_change_the_other(tmp_path: Path) -> None:
     shared = MINIMAL.replace("student: {model: s}", "student: &same {model: s}")
     shared = shared.replace("teacher: {model: t}", "teacher: *same")
     recipe = Recipe.load(written(tmp_path / "recipe.yaml", shared), ["teacher.model=t"])
@@ -218,13 +218,13 @@ def test_an_override_of_one_of_two_sections_that_share_an_anchor_leaves_the_othe
         ("horizon=full", "horizon: input should be a valid dictionary"),
     ],
 )
-def test_an_override_that_cannot_be_meant_is_an_error(tmp_path: Path, override: str, sentence: str) -> None:
+def test_a_wrong_override_is_an_error(tmp_path: Path, override: str, sentence: str) -> None:
     path = written(tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match=sentence):
         Recipe.load(path, [override])
 
 
-def test_changed_sections_are_checked_anew() -> None:
+def test_changed_sections_are_checked_again() -> None:
     recipe = Recipe.parse(minimal())
     assert recipe.with_changes(horizon={"controller": "truncated", "tokens": 9}).controller() == Truncated(
         100, tokens=9
@@ -234,7 +234,7 @@ def test_changed_sections_are_checked_anew() -> None:
         recipe.with_changes(horizon={"controller": "truncated", "tokens": 101})
 
 
-def test_a_file_that_is_no_recipe_is_an_error_for_a_person(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe_is_an_error_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no recipe at .*missing\.yaml \(looked in "):
         Recipe.load(tmp_path / "missing.yaml")
     with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):

@@ -15,14 +15,14 @@ PAPER = [path for path in RECIPES if path.name.startswith("paper-")]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_loads_and_comes_back_from_its_own_yaml(path: Path) -> None:
+def test_a_shipped_recipe_loads_and_survives_a_round_trip_through_yaml(path: Path) -> None:
     recipe = Recipe.load(path)
     assert recipe.name == path.stem
     assert reread(recipe) == recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_horizons_that_a_shipped_recipe_offers_in_comments_can_be_taken(path: Path) -> None:
+def test_the_horizons_in_comments_of_a_shipped_recipe_are_valid(path: Path) -> None:
     offered = [
         line.removeprefix("# horizon: ")
         for line in path.read_text(encoding="utf-8").splitlines()
