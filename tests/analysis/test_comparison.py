@@ -89,8 +89,8 @@ def test_the_test_is_paired_over_seeds(tmp_path):
 def test_each_side_has_its_own_costs(tmp_path):
     short = [fake(tmp_path / f"short{i}", i, [0.5]) for i in (0, 1)]
     long = [fake(tmp_path / f"long{i}", i, [0.1, 0.2, 0.5, 0.4]) for i in (0, 1)]
-    said = compare(("long", long), ("short", short)).lines()
-    assert "seconds: 1 against 4 (0.25)" in said
+    lines = compare(("long", long), ("short", short)).lines()
+    assert "seconds: 1 against 4 (0.25)" in lines
     same = compare(("short", short), ("long", long))
     assert "seconds: 4 against 1 (4.00)" in same.lines()
     assert "seconds to 0.5: 3 (2 of 2 runs) against 1 (2 of 2 runs)" in same.lines()  # to reach it is enough
@@ -115,7 +115,7 @@ def test_problems_are_paired(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"rollout": {"full_tokens": 20}}, "rollout.full_tokens is 10 in the first and 20 in the second"),
         ({"task": {"size": 2}}, "task is"),
@@ -125,10 +125,10 @@ def test_problems_are_paired(tmp_path):
         ({"training": {"steps": 5}}, "not finished: 2 steps of 5"),
     ],
 )
-def test_what_is_not_comparable_is_refused(tmp_path, changes, said):
+def test_what_is_not_comparable_is_refused(tmp_path, changes, message):
     a = [fake(tmp_path / f"a{i}", i, [0.1, 0.2]) for i in (0, 1)]
     b = [fake(tmp_path / "b0", 0, [0.1, 0.2]), fake(tmp_path / "b1", **{"seed": 1, "scores": [0.1, 0.2]} | changes)]
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         compare(("a", a), ("b", b))
 
 

@@ -83,10 +83,10 @@ def test_sentences_say_what_the_numbers_say(prompts):
     assert 0.15 < low < 0.3 < high < 0.45
     assert found.gain("after") == (0, (0, 0))
     assert (found.needed("before"), found.needed("after")) == (0.1, 0.0)
-    said = found.sentences()
-    assert "with 100 tokens from the teacher accuracy goes from 30.0 % to 60.0 %, +30.0 points" in said[0]
-    assert "before: a prefix of 20 tokens already helps as much" in said[1]
-    assert "after: there is no evidence" in said[3]
+    sentences = found.sentences()
+    assert "with 100 tokens from the teacher accuracy goes from 30.0 % to 60.0 %, +30.0 points" in sentences[0]
+    assert "before: a prefix of 20 tokens already helps as much" in sentences[1]
+    assert "after: there is no evidence" in sentences[3]
     falls = Continuation(200, {"before": measured(prompts, 0.9, 0.6, 0.3)})
     assert falls.gain("before")[0] == pytest.approx(-0.6)
     assert "-60.0 points" in falls.sentences()[0]

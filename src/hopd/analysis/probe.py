@@ -68,7 +68,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Probe:
-    """Holds the bins. `horizon` is the suggested number of tokens, or None if no bin stands out."""
+    """Holds the bins. `horizon` is the suggested number of tokens, or None if there is no reason to shorten it."""
 
     bins: tuple[Bin, ...]
     rollouts: int

@@ -69,6 +69,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
+        """Restores the controller and horizon.jsonl of a resumed run."""
         if self.trainer is None:
             raise RecipeError("HorizonCallback has no trainer; write callback.attach(trainer) before trainer.train()")
         if state.global_step > 0:
@@ -85,10 +86,12 @@ class HorizonCallback(TrainerCallback, ExportableState):
             _rewind(_lines(args), state.global_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        """Decides the horizon of the step and limits its completions."""
         self.decision = self.controller.decide(state.global_step)
         self._limit(self.decision.tokens)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        """Restores the full length, lets the controller observe the step, and records the decision."""
         assert self.trainer is not None
         assert self.decision is not None
         self._limit(self.controller.full_tokens)

@@ -39,6 +39,7 @@ class HorizonAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc, unused-ignore
     """Runs verl's single-turn loop with at most `horizon` response tokens."""
 
     async def run(self, sampling_params: dict[str, Any], *, horizon: int, **sample: Any) -> AgentLoopOutput:
+        """Rolls out one prompt to at most `horizon` tokens."""
         return await super().run(sampling_params | {"max_tokens": int(horizon)}, **sample)
 
 
@@ -95,6 +96,7 @@ class HorizonManager(AgentLoopManager):  # type: ignore[misc, unused-ignore]
     # As in verl, trainers call it with and without await.
     @auto_await  # type: ignore[untyped-decorator, unused-ignore]
     async def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Rolls out a batch, to the step's horizon if it is for training."""
         if not prompts.meta_info.get("validate", False):
             columns = prompts.non_tensor_batch
             horizon = self.schedule.decide(prompts.meta_info["global_steps"], set(columns.get("agent_name", ())))

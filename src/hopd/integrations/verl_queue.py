@@ -21,6 +21,7 @@ class HorizonManager(AgentLoopManagerTQ):  # type: ignore[misc, unused-ignore]
         self.schedule = Schedule(config)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
+        """Submits a batch, with the step's horizon if it is for training."""
         if not get(prompts, "validate", False):
             named = get(prompts, "agent_name", [])  # one name for all prompts, or one for each
             agents = {named} if isinstance(named, str) else set(named)
