@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # What reads recipes and files, computes, talks to servers, and one whole run from the command line.
-LOWEST := tests/test_recipe.py tests/objective tests/tasks tests/rollout/native/test_engine.py tests/remote \
+LOWEST := tests/recipe tests/objective tests/tasks tests/rollout/native tests/remote \
   tests/teacher/test_teacher.py tests/test_cli.py
 
 .PHONY: demo test test-lowest test-vllm lint bench gpu reproduce format clean

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: every test starts a process and looks at what it prints and leaves."""
+"""The command line as a user runs it: tests look at what it prints and which files it writes."""
 
 import json
 import re
@@ -35,7 +35,7 @@ COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 @pytest.fixture(scope="module")
 def finished(process, tmp_path_factory):
-    """A finished run of two steps, and what was printed; tests that write take a copy."""
+    """Trains two steps; returns the run's directory and the output. Tests that write use a copy."""
     output = tmp_path_factory.mktemp("runs")
     ended = process("train", QUICKSTART, *SHORT, f"--set=output={output}")
     assert ended.code == 0, ended.err
@@ -79,7 +79,7 @@ def test_no_command_at_all_shows_the_help(process):
     assert "Traceback" not in ended.err
 
 
-def test_help_waits_for_neither_torch_nor_transformers():
+def test_help_imports_neither_torch_nor_transformers():
     code = (
         "import sys; from typer.testing import CliRunner; import hopd.cli\n"
         f"for name in {COMMANDS}: assert CliRunner().invoke(hopd.cli.app, [name, '--help']).exit_code == 0\n"
@@ -96,14 +96,14 @@ def test_check_of_the_quickstart_ends_with_ok_and_writes_nothing(process, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["paper-openmath-1.5b", "paper-r1-distill-1.5b", "smollm2-cpu"])
-def test_check_without_weights_passes_the_recipes_whose_models_are_not_here(process, name, tmp_path):
+def test_check_without_weights_passes_recipes_whose_models_are_not_installed(process, name, tmp_path):
     ended = process("check", "--without-weights", RECIPES / f"{name}.yaml", cwd=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-1] == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_says_what_it_does_and_where_the_run_lies(finished):
+def test_train_prints_its_evaluations_and_the_run_directory(finished):
     run, ended = finished
     assert ended.err == ""
     assert "step 0: accuracy" in ended.out
@@ -111,7 +111,7 @@ def test_train_says_what_it_does_and_where_the_run_lies(finished):
     assert ended.out.splitlines()[-1] == f"done: 2 steps, {run}/"
 
 
-def test_train_leaves_the_files_of_a_run(finished):
+def test_train_writes_the_files_of_a_run(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} >= {
         "recipe.yaml",
@@ -132,7 +132,7 @@ def test_train_leaves_the_files_of_a_run(finished):
     assert not list(run.rglob("*.tmp"))
 
 
-def test_the_resolved_recipe_of_a_run_loads_and_says_the_same(finished):
+def test_the_resolved_recipe_of_a_run_loads_and_is_unchanged(finished):
     run, _ = finished
     recipe = hopd.Recipe.load(run / "recipe.yaml")
     assert recipe.yaml() == (run / "recipe.yaml").read_text()
@@ -170,7 +170,7 @@ def test_a_checkpoint_holds_trained_fp32_weights(finished):
     assert not any(torch.equal(trained[name], before[name].float()) for name in trained)
 
 
-def test_eval_of_a_checkpoint_gives_what_the_run_measured(process, finished, tmp_path):
+def test_eval_of_a_checkpoint_returns_what_the_run_measured(process, finished, tmp_path):
     run, _ = finished
     out = tmp_path / "measures.json"
     ended = process("eval", run / "checkpoints" / "step-000002", QUICKSTART, *SHORT, "--out", out)
@@ -203,7 +203,7 @@ def test_eval_greedy_is_the_same_for_every_seed(process, finished, tmp_path):
     assert json.loads(outs[0].read_text())["samples"] == 1
 
 
-def test_a_finished_run_that_is_resumed_with_more_steps_goes_on(process, finished, tmp_path):
+def test_a_finished_run_that_is_resumed_with_more_steps_continues(process, finished, tmp_path):
     run = copy_of(finished[0], tmp_path)
     more = ["--set=training.steps=3", f"--set=output={tmp_path}", "--resume"]
     ended = process("train", QUICKSTART, *SHORT, *more)
@@ -223,13 +223,13 @@ def test_a_finished_run_that_is_resumed_changes_neither_weights_nor_lines(proces
     after = contents(run)
     assert after.keys() == before.keys()
     changed = {path.name for path in before if after[path] != before[path]}
-    assert changed <= {"recipe.yaml", "environment.json", "ledger.json"}  # the output and the command line are others
+    assert changed <= {"recipe.yaml", "environment.json", "ledger.json"}  # output and command line differ
     ledger, earlier = (json.loads(files[run / "ledger.json"]) for files in (after, before))
     assert ledger["run"] == earlier["run"]
     assert sum(ledger["redone"]["seconds"].values()) == 0
 
 
-def test_resume_without_an_earlier_run_begins_one(command, tiny, tmp_path):
+def test_resume_without_an_earlier_run_starts_one(command, tiny, tmp_path):
     ended = command("train", tiny, "--resume")
     assert ended.code == 0, ended.err
     assert (tmp_path / "runs" / "tiny" / "checkpoints" / "step-000002").is_dir()

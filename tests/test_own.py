@@ -1,4 +1,4 @@
-"""A controller, a window, an estimator and a teacher of one's own, from a recipe to a trained step."""
+"""Custom controllers, windows, estimators and teachers, from a recipe to a trained step."""
 
 import re
 import sys
@@ -91,32 +91,32 @@ OWN = {
 }
 
 
-def test_a_recipe_with_all_of_ones_own_comes_back_from_its_own_yaml(tiny):
+def test_a_recipe_of_plug_ins_survives_a_round_trip_through_yaml(tiny):
     own = recipe(tiny, **OWN)
     assert Recipe.parse(yaml.safe_load(own.yaml())) == own
     assert own.with_changes(seed=1).with_changes(seed=0) == own
     assert yaml.safe_load(own.yaml())["horizon"] == OWN["horizon"]
 
 
-def test_a_controller_of_ones_own_is_made_anew_for_each_use(tiny):
+def test_a_custom_controller_is_built_anew_for_each_use(tiny):
     own = recipe(tiny, **OWN)
     controllers = [own.controller() for _ in range(2)]
     assert [controller.decide(0) for controller in controllers] == [Decision(8, "steady 1")] * 2
     assert controllers[0].full_tokens == 40
 
 
-def test_a_window_of_ones_own_says_what_carries_loss(tiny):
+def test_a_custom_window_selects_the_loss_tokens(tiny):
     assert recipe(tiny, **OWN).loss_window().span(8, 0.5) == (0, 2)
 
 
-def test_an_estimator_and_a_teacher_of_ones_own_train_as_the_built_in_ones_do(tiny):
+def test_a_custom_estimator_and_teacher_train_like_the_built_in_ones(tiny):
     plain = loss_of(tiny, "plain", objective={"estimator": "full"})
     own = loss_of(tiny, "own", objective=OWN["objective"], teacher=OWN["teacher"], horizon=OWN["horizon"])
     assert own == pytest.approx(2 * plain)
     assert loss_of(tiny, "part", **OWN) != pytest.approx(own)  # a quarter of the tokens
 
 
-def test_an_estimator_of_ones_own_has_what_the_built_in_ones_have():
+def test_a_custom_estimator_has_the_attributes_of_the_built_in_ones():
     own = Custom("mine:Scaled", {"factor": 1.0})
     assert (own.needs, own.gamma, own.k) == (Detail.VOCABULARY, Full().gamma, Full().k)
     assert TopK(k=4).k == 4
@@ -146,12 +146,12 @@ def test_an_estimator_that_averages_is_refused(tiny):
         ("teacher", {"source": "mine:Mine", "model": "m", "student": 1}, "no option 'student'.*it takes model"),
     ],
 )
-def test_one_s_own_is_checked_when_the_recipe_is_read(tiny, section, content, sentence):
+def test_a_plug_in_is_checked_when_the_recipe_is_read(tiny, section, content, sentence):
     with pytest.raises(RecipeError, match=sentence):
         recipe(tiny, **{section: content})
 
 
-def test_the_python_in_the_documentation_runs_as_it_is():
+def test_the_python_in_the_documentation_runs_as_written():
     alpha, from_python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names = {"__name__": "alpha"}
     exec(alpha, names)

@@ -1,4 +1,4 @@
-"""Classes of one's own, named in a recipe as `my.module:Name`."""
+"""Plug-ins, which a recipe names as `my.module:Name`."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ LEVELS = 3
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a module of one's own into the current directory, and gives its name."""
+    """Writes a module into the current directory and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -61,7 +61,7 @@ def test_a_module_of_the_current_directory_is_found(module: Callable[..., str]) 
     assert plugin.load(f"{module()}:LEVELS", "task.source") == 3
 
 
-def test_a_module_of_the_current_directory_shadows_none_that_is_installed(module: Callable[..., str]) -> None:
+def test_a_module_of_the_current_directory_shadows_no_installed_one(module: Callable[..., str]) -> None:
     module("json", "loads = None")
     plugin.load(f"{module()}:LEVELS", "task.source")
     assert sys.path[-1] == str(Path.cwd())
@@ -79,7 +79,7 @@ def test_a_module_of_the_current_directory_shadows_none_that_is_installed(module
         ("own_game.levels:Sokoban", r"no module own_game\.levels in"),
     ],
 )
-def test_a_name_that_stands_for_nothing_is_an_error_that_says_why(
+def test_a_name_that_cannot_be_resolved_is_an_error_with_the_reason(
     module: Callable[..., str], name: str, sentence: str
 ) -> None:
     module()
@@ -102,7 +102,7 @@ def test_a_module_that_cannot_be_imported_is_an_error_with_the_cause(
         plugin.load(f"{module('own_game', text)}:Sokoban", "task.source")
 
 
-def test_a_class_is_given_what_it_has_a_parameter_for() -> None:
+def test_a_class_receives_the_arguments_that_it_has_parameters_for() -> None:
     def make(size: int, full_tokens: int) -> tuple[int, int]:
         return size, full_tokens
 
@@ -111,18 +111,18 @@ def test_a_class_is_given_what_it_has_a_parameter_for() -> None:
         plugin.construct(make, {"size": 2, "full_tokens": 8}, "horizon 'x'", full_tokens=9)
 
 
-def test_a_class_with_open_options_takes_any() -> None:
+def test_a_class_with_keyword_arguments_takes_any_option() -> None:
     assert plugin.construct(lambda **options: options, {"a": 1}, "task 'x'") == {"a": 1}
 
 
-def test_a_task_of_your_own_is_made_from_its_options(module: Callable[..., str]) -> None:
+def test_a_custom_task_is_built_from_its_options(module: Callable[..., str]) -> None:
     source = recipe(source=f"{module()}:Sokoban", size=4, chat=True).task
     task = build_task(source)
     assert (task.size, task.boxes, source.chat) == (4, 1, True)
     assert task.score(task.problems[3], "3") == 1
 
 
-def test_a_recipe_with_a_task_of_your_own_comes_back_from_its_own_yaml(module: Callable[..., str]) -> None:
+def test_a_recipe_with_a_custom_task_survives_a_round_trip_through_yaml(module: Callable[..., str]) -> None:
     written = recipe(source=f"{module()}:Sokoban", size=4, boxes=2)
     assert isinstance(written.task, TaskPlugin)
     assert Recipe.parse(yaml.safe_load(written.yaml())) == written
@@ -144,7 +144,7 @@ def test_a_recipe_with_a_task_of_your_own_comes_back_from_its_own_yaml(module: C
         ({"source": "own_gam:Sokoban"}, r"task\.source 'own_gam:Sokoban': there is no module own_gam"),
     ],
 )
-def test_a_task_of_your_own_is_checked_when_the_recipe_is_read(
+def test_a_custom_task_is_checked_when_the_recipe_is_read(
     module: Callable[..., str], options: dict[str, Any], sentence: str
 ) -> None:
     module()
@@ -152,12 +152,12 @@ def test_a_task_of_your_own_is_checked_when_the_recipe_is_read(
         recipe(**{"source": "own_game:Sokoban"} | options)
 
 
-def test_a_task_of_your_own_without_problems_is_an_error(module: Callable[..., str]) -> None:
+def test_a_custom_task_without_problems_is_an_error(module: Callable[..., str]) -> None:
     with pytest.raises(RecipeError, match="has no problems and no score; a class in its place needs problems, score"):
         build_task(recipe(source=f"{module()}:Silent").task)
 
 
-def test_the_command_finds_a_task_beside_the_recipe(module: Callable[..., str], tmp_path: Path) -> None:
+def test_the_command_finds_a_task_in_the_current_directory(module: Callable[..., str], tmp_path: Path) -> None:
     recipe_file = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
     task = f"--set=task={{source: {module()}:Sokoban, sise: 40}}"
     command = [sys.executable, "-P", "-m", "hopd", "check", "--without-weights", str(recipe_file), task]

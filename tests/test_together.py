@@ -52,7 +52,7 @@ def test_a_signal_to_torchrun_saves_one_step_of_all(recipe: Path) -> None:
     processes = two(recipe, "training.steps=100000", "checkpoint.every=100000")
     after_steps(recipe.parent / "run", 3, lambda: processes.send_signal(signal.SIGTERM)).join()
     _, err = processes.communicate(timeout=120)
-    assert err.count("hopd: SIGTERM: saved; go on with --resume") == 2, err
+    assert err.count("hopd: SIGTERM: saved; continue with --resume") == 2, err
     assert saved(recipe.parent / "run") == [len(lines(recipe.parent / "run"))]
 
 

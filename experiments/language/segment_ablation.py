@@ -7,7 +7,7 @@ from typing import Any
 from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import interval, mean, save
 from experiments.language.setting import OPD, SEEDS, final, quickstart
-from hopd.analysis.segments import STARTS, WIDTH, of_segment, train_segment
+from hopd.analysis.segments import STARTS, WIDTH, recipe_for_segment, train_segment
 
 STEPS = 16
 
@@ -24,7 +24,7 @@ class SegmentAblation:
     def run(self, variant: str, seed: int, work: Path) -> dict[str, Any]:
         start, end = map(float, variant.split("-"))
         recipe = quickstart(variant, seed, work, OPD, STEPS, every=STEPS)
-        return {"curve": train_segment(of_segment(recipe, STEPS, work, start, end))[0]}
+        return {"curve": train_segment(recipe_for_segment(recipe, STEPS, work, start, end))[0]}
 
     def page(self, results: Results, out: Path) -> Page:
         accuracy = {variant: final(runs) for variant, runs in results.items()}

@@ -1,4 +1,7 @@
-"""The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
+"""Provides the command line: it parses arguments, calls the library and prints.
+
+Heavy imports are made inside the commands, so that `hopd --help` is fast.
+"""
 
 import os
 import sys
@@ -12,16 +15,20 @@ from hopd.errors import HopdError, Interrupted, RecipeError
 
 app = typer.Typer(
     name="hopd",
-    help="Horizon-controlled on-policy distillation.",
+    help="Distil language models on-policy, with a controlled rollout horizon.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Read this recipe, such as recipes/quickstart.yaml.")
+]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: --set training.steps=10. May be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a recipe key, such as training.steps=10; repeat for more keys."
+    ),
 ]
 
 
@@ -29,11 +36,11 @@ Overrides = Annotated[
 def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default)
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
-    ray: Annotated[int | None, typer.Option(metavar="N", min=1, help="On so many workers of Ray Train.")] = None,
-    ray_restarts: Annotated[int, typer.Option(min=0, help="How often Ray starts the workers again.")] = 3,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint, if there is one.")] = False,
+    ray: Annotated[int | None, typer.Option(metavar="N", min=1, help="Train on N Ray workers.")] = None,
+    ray_restarts: Annotated[int, typer.Option(min=0, help="Restart lost Ray workers up to this many times.")] = 3,
 ) -> None:
-    """Distil as the recipe says: check, then train. SIGTERM or Ctrl-C saves and stops."""
+    """Check a recipe, then train it. SIGTERM or Ctrl-C saves and stops."""
     from hopd.recipe import Recipe
 
     if ray is not None:
@@ -59,10 +66,10 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     without_weights: Annotated[
-        bool, typer.Option("--without-weights", help="Check the recipe only; load no models and no prompts.")
+        bool, typer.Option("--without-weights", help="Check the recipe alone, without loading models or prompts.")
     ] = False,
 ) -> None:
-    """Preflight alone: everything that can be known before training, and one real step, taken back."""
+    """Check a recipe with its models and data, and run one real step that is rolled back."""
     from hopd.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
@@ -84,9 +91,9 @@ def check(
 def plan(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    budget: Annotated[float, typer.Option(min=0, help="Seconds that the calibration may take, about.")] = 60.0,
+    budget: Annotated[float, typer.Option(min=0, help="Calibrate for about this many seconds.")] = 60.0,
 ) -> None:
-    """What a run will cost on this machine: tokens, FLOPs, time and memory, beside full rollouts."""
+    """Estimate a run's tokens, FLOPs, time and memory on this machine, compared with full rollouts."""
     from hopd.forecast.plan import make_plan
     from hopd.recipe import Recipe
 
@@ -96,11 +103,11 @@ def plan(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A directory (a checkpoint, say), a hub name, or package:NAME/PATH.")],
+    model: Annotated[str, typer.Argument(help="Evaluate this model: a directory, a hub name, or package:NAME/PATH.")],
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    greedy: Annotated[bool, typer.Option("--greedy", help="Decode greedily, one sample a problem.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the measures to this JSON file too.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Decode greedily, with one sample per problem.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
 ) -> None:
     """Evaluate a model on the recipe's evaluation task, to the full length."""
     import json
@@ -120,10 +127,10 @@ def evaluate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the runs, the figure and the table go.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of prompts and rollouts.")] = 0,
+    out: Annotated[Path, typer.Option(help="Write runs, figure and table to this directory.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed prompts and rollouts with this number.")] = 0,
 ) -> None:
-    """Watch a student learn from its teacher three times: full rollouts, POPD, TOPD. A few minutes on two cores."""
+    """Train the quickstart with full rollouts, POPD and TOPD; takes a few minutes on two cores."""
     from hopd.quickstart.demo import run_demo
 
     run_demo(out, seed)
@@ -134,13 +141,13 @@ def probe(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     student: Annotated[
-        str | None, typer.Option(help="Another student: a checkpoint's directory, a hub name, package:NAME/PATH.")
+        str | None, typer.Option(help="Probe this student instead: a directory, a hub name, or package:NAME/PATH.")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many of the task's prompts are answered.")] = 64,
-    bins: Annotated[int, typer.Option(min=1, help="Bins of equal width, over the longest rollout.")] = 20,
-    out: Annotated[Path, typer.Option(help="Where probe.json and probe.png go.")] = Path("runs/probe"),
+    prompts: Annotated[int, typer.Option(min=1, help="Answer this many of the task's prompts.")] = 64,
+    bins: Annotated[int, typer.Option(min=1, help="Divide the longest rollout into this many bins.")] = 20,
+    out: Annotated[Path, typer.Option(help="Write probe.json and probe.png to this directory.")] = Path("runs/probe"),
 ) -> None:
-    """Where in a rollout student and teacher part, position by position, and what horizon that suggests."""
+    """Compare student and teacher by position, and suggest a horizon."""
     from hopd.analysis.probe import probe_recipe
     from hopd.recipe import Recipe
 
@@ -155,18 +162,20 @@ def probe(
 def segments(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 16,
-    starts: Annotated[str, typer.Option(help="Where the parts start, as shares of a rollout.")] = "0,0.2,0.4,0.6,0.8",
-    width: Annotated[float, typer.Option(help="The share of a rollout that a part is.")] = 0.1,
-    out: Annotated[Path, typer.Option(help="Where the runs, segments.json and segments.png go.")] = Path(
+    steps: Annotated[int, typer.Option(min=1, help="Train each segment for this many steps.")] = 16,
+    starts: Annotated[
+        str, typer.Option(help="Start segments here, as fractions of the rollout.")
+    ] = "0,0.2,0.4,0.6,0.8",
+    width: Annotated[float, typer.Option(help="Segment length, as a fraction of the rollout.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Write runs, segments.json and segments.png to this directory.")] = Path(
         "runs/segments"
     ),
 ) -> None:
-    """Which part of a rollout teaches: a short training for each, with loss on that part of full rollouts only."""
+    """Train briefly on each segment of full rollouts alone, and compare which segment teaches most."""
     from hopd.analysis.segments import segments_recipe
     from hopd.recipe import Recipe
 
-    found = segments_recipe(Recipe.load(recipe, overrides), steps, out, _shares(starts), width)
+    found = segments_recipe(Recipe.load(recipe, overrides), steps, out, _fractions(starts), width)
     found.save(out)
     for sentence in found.sentences():
         typer.echo(sentence)
@@ -178,41 +187,46 @@ def continuation(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     after: Annotated[
-        str | None, typer.Option(help="The trained student, beside the recipe's: a checkpoint's directory, say.")
+        str | None, typer.Option(help="Also measure this trained student, such as a checkpoint's directory.")
     ] = None,
     ratios: Annotated[
-        str, typer.Option(help="The teacher's shares of an answer of full length.")
+        str, typer.Option(help="Let the teacher write these fractions of the full length.")
     ] = "0,0.025,0.05,0.1,0.25,0.5",
-    problems: Annotated[int | None, typer.Option(min=2, help="How many of the evaluation's; all by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Where continuation.json and continuation.png go.")] = Path(
+    problems: Annotated[
+        int | None, typer.Option(min=2, help="Use this many of the evaluation's problems; by default, all.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Write continuation.json and continuation.png to this directory.")] = Path(
         "runs/continuation"
     ),
 ) -> None:
-    """How much a good beginning helps: the teacher writes the first part of each answer, the student the rest."""
+    """Let the teacher start each answer and the student finish it, and measure how much the start helps."""
     from hopd.analysis.continuation import continuation_recipe
     from hopd.recipe import Recipe
 
-    found = continuation_recipe(Recipe.load(recipe, overrides), after, _shares(ratios), problems)
+    found = continuation_recipe(Recipe.load(recipe, overrides), after, _fractions(ratios), problems)
     found.save(out)
     for sentence in found.sentences():
         typer.echo(sentence)
     typer.echo(f"{out}/continuation.json, {out}/continuation.png")
 
 
-def _shares(text: str) -> list[float]:
+def _fractions(text: str) -> list[float]:
+    """Reads numbers separated by commas, and returns them sorted, each once."""
     try:
-        return sorted({float(share) for share in text.split(",")})
+        return sorted({float(number) for number in text.split(",")})
     except ValueError:
-        raise RecipeError(f"write shares as numbers with commas between, such as 0,0.1,0.5; got {text!r}") from None
+        raise RecipeError(f"write fractions as numbers separated by commas, such as 0,0.1,0.5; got {text!r}") from None
 
 
 @app.command()
 def compare(
-    baseline: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of one way, one a seed.")],
-    other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Runs of the other, with the same seeds.")],
-    out: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file too.")] = None,
+    baseline: Annotated[
+        str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare with these runs, one for each seed.")
+    ],
+    other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare these runs, with the same seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
 ) -> None:
-    """Compare finished runs: scores at the full length, their difference over seeds, and cost to the target."""
+    """Compare finished runs by score at the full length, difference over seeds, and cost to the target."""
     import json
     from dataclasses import asdict
 
@@ -226,6 +240,7 @@ def compare(
 
 
 def _named_runs(text: str) -> tuple[str, list[Path]]:
+    """Reads NAME=RUN,RUN,…."""
     name, given, paths = text.partition("=")
     if not given or not name or not paths:
         raise RecipeError(
@@ -235,6 +250,7 @@ def _named_runs(text: str) -> tuple[str, list[Path]]:
 
 
 def _version(wanted: bool) -> None:
+    """Prints the version and exits."""
     if wanted:
         typer.echo(f"hopd {__version__}")
         raise typer.Exit
@@ -243,15 +259,18 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None: ...
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (one sentence), 3 servers or Ray's workers are
-    gone, 128 + n stopped by signal n."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live line apart
+    """Runs the command line and exits.
+
+    The exit code is 0 if done, 1 for a bug (with its traceback), 2 for bad input (one sentence), 3 if servers or Ray
+    workers are gone, and 128 + n after signal n.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # progress bars would break the live line
     try:
         app()
     except HopdError as error:
@@ -260,5 +279,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Interrupted as stop:
-        print(f"hopd: {stop}: saved; go on with --resume", file=sys.stderr)
+        print(f"hopd: {stop}: saved; continue with --resume", file=sys.stderr)
         sys.exit(stop.exit_code)

@@ -1,4 +1,4 @@
-"""Finished runs compared, on real runs of seconds; and the refusals."""
+"""The comparison of finished runs: on short real runs, on written files, and the refusals."""
 
 import json
 
@@ -16,7 +16,7 @@ EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 32, seed: 9},
 
 @pytest.fixture
 def run(tiny):
-    """Trains the tiny recipe under another name, with changes; gives its directory."""
+    """Trains the tiny recipe under another name, with changes, and returns the run's directory."""
 
     def trained(name, *changes):
         return Distiller.of(Recipe.load(tiny, [f"name={name}", EVALUATION, *changes])).train().directory.path
@@ -51,7 +51,7 @@ def test_two_ways_of_training(run, command, tmp_path):
 
 
 def fake(path, seed, scores, problems="the same", by_problem=None, **changes):
-    """A finished run's files, with these evaluations."""
+    """Writes a finished run's files, with these evaluations."""
     path.mkdir()
     recipe = {"seed": seed, "training": {"steps": len(scores)}, "rollout": {"full_tokens": 10}, "task": {"size": 1}}
     (path / "recipe.yaml").write_text(json.dumps(recipe | changes))
@@ -89,15 +89,15 @@ def test_the_test_is_paired_over_seeds(tmp_path):
 def test_each_side_has_its_own_costs(tmp_path):
     short = [fake(tmp_path / f"short{i}", i, [0.5]) for i in (0, 1)]
     long = [fake(tmp_path / f"long{i}", i, [0.1, 0.2, 0.5, 0.4]) for i in (0, 1)]
-    said = compare(("long", long), ("short", short)).lines()
-    assert "seconds: 1 against 4 (0.25)" in said
+    lines = compare(("long", long), ("short", short)).lines()
+    assert "seconds: 1 against 4 (0.25)" in lines
     same = compare(("short", short), ("long", long))
     assert "seconds: 4 against 1 (4.00)" in same.lines()
     assert "seconds to 0.5: 3 (2 of 2 runs) against 1 (2 of 2 runs)" in same.lines()  # to reach it is enough
 
 
 def test_problems_are_paired(tmp_path):
-    """Problems differ far more than the two sides do: only pairs can show it."""
+    """Makes problems differ far more than the two sides do, so that only pairs show the difference."""
     hard, easy = [0.0, 0.1, 0.0, 0.1] * 8, [0.9, 0.8, 0.9, 0.8] * 8
     ours, theirs = hard + easy, [score + 0.05 for score in hard + easy]
     a, b = (
@@ -115,20 +115,20 @@ def test_problems_are_paired(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"rollout": {"full_tokens": 20}}, "rollout.full_tokens is 10 there and 20 here"),
+        ({"rollout": {"full_tokens": 20}}, "rollout.full_tokens is 10 in the first and 20 in the second"),
         ({"task": {"size": 2}}, "task is"),
         ({"evaluation": {"samples": 2}}, "evaluation is"),
-        ({"problems": "others"}, "evaluation problems are not the same"),
-        ({"seed": 3}, "seeds must be the same"),
+        ({"problems": "others"}, "evaluation problems differ"),
+        ({"seed": 3}, "need the same seeds"),
         ({"training": {"steps": 5}}, "not finished: 2 steps of 5"),
     ],
 )
-def test_what_is_not_comparable_is_refused(tmp_path, changes, said):
+def test_what_is_not_comparable_is_refused(tmp_path, changes, message):
     a = [fake(tmp_path / f"a{i}", i, [0.1, 0.2]) for i in (0, 1)]
     b = [fake(tmp_path / "b0", 0, [0.1, 0.2]), fake(tmp_path / "b1", **{"seed": 1, "scores": [0.1, 0.2]} | changes)]
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         compare(("a", a), ("b", b))
 
 
@@ -143,7 +143,7 @@ def test_one_seed_is_refused_and_so_is_what_is_no_run(tmp_path):
     one = [fake(tmp_path / "a", 0, [0.1])]
     with pytest.raises(RecipeError, match="one seed"):
         compare(("a", one), ("b", one))
-    with pytest.raises(RecipeError, match="is no run"):
+    with pytest.raises(RecipeError, match="is not a run"):
         Run.read(tmp_path)
     (one[0] / "scores.jsonl").unlink()
     with pytest.raises(RecipeError, match="scores of each problem"):

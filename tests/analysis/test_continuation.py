@@ -1,4 +1,4 @@
-"""Answers that the teacher begins and the student ends."""
+"""Prefix continuation: the teacher writes the start of an answer, the student the rest."""
 
 import json
 from dataclasses import replace
@@ -61,13 +61,13 @@ def test_several_prefixes_of_a_problem_count_as_its_samples(prompts):
     assert (found.problems, found.samples) == (24, 3)
 
 
-def test_a_share_of_one_or_more_is_refused(prompts):
+def test_a_fraction_of_one_or_more_is_refused(prompts):
     with pytest.raises(RecipeError, match="got 1"):
         continuation(STUDENT, TEACHER, prompts, FULL, GREEDY, ratios=[1.0])
 
 
 def measured(prompts, *shares):
-    """Accuracies with so many of 100 problems solved, the same ones first."""
+    """Returns accuracies with these fractions of 100 problems solved, always the same problems first."""
     like = evaluate(NativeEngine(STUDENT), prompts, FULL, GREEDY)[0]
     tables = [[1.0] * round(100 * share) + [0.0] * round(100 - 100 * share) for share in shares]
     return {
@@ -83,10 +83,10 @@ def test_sentences_say_what_the_numbers_say(prompts):
     assert 0.15 < low < 0.3 < high < 0.45
     assert found.gain("after") == (0, (0, 0))
     assert (found.needed("before"), found.needed("after")) == (0.1, 0.0)
-    said = found.sentences()
-    assert "with 100 tokens from the teacher accuracy goes from 30.0 % to 60.0 %, +30.0 points" in said[0]
-    assert "before: a beginning of 20 tokens already does as much" in said[1]
-    assert "after: nothing here says" in said[3]
+    sentences = found.sentences()
+    assert "with 100 tokens from the teacher accuracy goes from 30.0 % to 60.0 %, +30.0 points" in sentences[0]
+    assert "before: a prefix of 20 tokens already helps as much" in sentences[1]
+    assert "after: there is no evidence" in sentences[3]
     falls = Continuation(200, {"before": measured(prompts, 0.9, 0.6, 0.3)})
     assert falls.gain("before")[0] == pytest.approx(-0.6)
     assert "-60.0 points" in falls.sentences()[0]

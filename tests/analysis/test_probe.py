@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hopd.analysis.probe import MEASURES, TOP, Bin, Probe, _of_tokens, measure, probe, suggested_horizon
+from hopd.analysis.probe import MEASURES, TOP, Bin, Probe, _token_measures, measure, probe, suggested_horizon
 from hopd.model import load
 from hopd.rollout import NativeEngine, Prompt, Sampling
 
@@ -25,7 +25,7 @@ def test_measures_are_what_they_are_called():
     logits = torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
     s, g = logits.log_softmax(-1)
     tokens = torch.randint(40, (5,), generator=generator)
-    found = dict(zip(MEASURES, _of_tokens(s, g, tokens).unbind(-1), strict=True))
+    found = dict(zip(MEASURES, _token_measures(s, g, tokens).unbind(-1), strict=True))
     p, q = s.exp().numpy(), g.exp().numpy()
     for n in range(5):
         ours, theirs = set(np.argsort(-p[n])[:TOP]), set(np.argsort(-q[n])[:TOP])
@@ -45,11 +45,11 @@ def test_measures_are_what_they_are_called():
     torch.testing.assert_close(found["gradient"], gradient.norm(dim=-1))
 
 
-def test_a_student_that_is_its_teacher_never_parts(rollouts):
+def test_a_student_that_is_its_teacher_has_no_suggested_horizon(rollouts):
     same = probe(STUDENT, STUDENT, rollouts, bins=5)
     assert same.horizon is None
     assert all(bin.reverse_kl == pytest.approx(0, abs=1e-5) and bin.overlap == 1 for bin in same.bins)
-    assert "Nothing here" in same.sentences()[1]
+    assert "no evidence" in same.sentences()[1]
 
 
 def test_bins_hold_every_token_once(rollouts):
@@ -62,8 +62,8 @@ def test_bins_hold_every_token_once(rollouts):
     assert sum(bin.reverse_kl * bin.token_share for bin in found.bins) == pytest.approx(one.reverse_kl)
 
 
-def test_each_token_is_measured_by_both_models_where_it_stands(rollouts):
-    """Against each rollout on its own, through the models' own logits."""
+def test_each_token_is_measured_by_both_models_at_its_position(rollouts):
+    """Compares with each rollout alone, through the models' own logits."""
     measured, position, row = measure(STUDENT, TEACHER, rollouts)
     for number, rollout in enumerate(rollouts):
         here = np.flatnonzero(row == number)[np.argsort(position[row == number])]
@@ -124,16 +124,16 @@ def test_the_command_writes_figure_and_numbers(command, tiny, tmp_path):
     assert ended.code == 0, ended.err
     written = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert written["rollouts"] == 4
-    assert written["bins"][-1]["end"] > 8  # the recipe's horizon, which has no say
+    assert written["bins"][-1]["end"] > 8  # the recipe's horizon, which does not apply here
     assert max(bin["reverse_kl"] for bin in written["bins"]) > 0.01
     assert all(sentence in ended.out for sentence in written["sentences"])
     assert (tmp_path / "probe" / "probe.png").stat().st_size > 10_000
 
 
-def test_the_sentences_are_of_the_bin_where_they_part():
+def test_the_sentences_describe_the_bin_at_the_horizon():
     first, second = Probe(tuple(bins(0.1, 0.1, 0.5, 0.6)), 100, 20).sentences()
-    assert "From token 20 on" in first
-    assert "0.500 nats a token there, 5.0 times that of the tokens before (0.100)" in first
+    assert "From token 20 on," in first
+    assert "0.500 nats per token there, 5.0 times that of the tokens before (0.100)" in first
     assert "rollouts of 20 tokens" in second
 
 

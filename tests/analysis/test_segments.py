@@ -1,18 +1,18 @@
-"""Short trainings, each with loss on one part of full rollouts."""
+"""The segment ablation: short trainings, each with loss on one segment of full rollouts."""
 
 import json
 
 import numpy as np
 import pytest
 
-from hopd.analysis.segments import Segments, Trained, of_segment, segments_recipe, train_segment
+from hopd.analysis.segments import Segments, Trained, recipe_for_segment, segments_recipe, train_segment
 from hopd.errors import RecipeError
 from hopd.recipe import Recipe
 
 EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 16, seed: 9}, every: 1, temperature: 0}"
 
 
-def test_each_part_is_trained_on_full_rollouts_and_evaluated_to_the_full_length(tiny, tmp_path):
+def test_each_segment_is_trained_on_full_rollouts_and_evaluated_to_the_full_length(tiny, tmp_path):
     recipe = Recipe.load(tiny, [EVALUATION])
     found = segments_recipe(recipe, 2, tmp_path / "parts", starts=[0.0, 0.5], width=0.25)
     assert [(part.start, part.end) for part in found.parts] == [(0.0, 0.25), (0.5, 0.75)]
@@ -27,7 +27,7 @@ def test_each_part_is_trained_on_full_rollouts_and_evaluated_to_the_full_length(
     before = (run / "evaluations.jsonl").read_text()  # with the seconds that each took
     assert segments_recipe(recipe, 2, tmp_path / "parts", starts=[0.0, 0.5], width=0.25) == found
     assert (run / "evaluations.jsonl").read_text() == before
-    assert train_segment(of_segment(recipe, 2, tmp_path / "parts", 0.5, 0.75))[1] == list(found.parts[1].scores)
+    assert train_segment(recipe_for_segment(recipe, 2, tmp_path / "parts", 0.5, 0.75))[1] == list(found.parts[1].scores)
 
 
 def parts(*scores):
@@ -39,12 +39,12 @@ def test_sentences_say_what_the_numbers_say():
     best_first = Segments(16, 0.1, parts(good, mixed, bad))
     assert [gain for gain, _ in best_first.against_first()] == [-0.5, -1.0]
     first, second = best_first.sentences()
-    assert "the part 0–0.1 teaches most: the score goes from 0.100 to 1.000" in first
-    assert "0.2–0.3 by -0.500, the part 0.4–0.5 by -1.000" in second
+    assert "the segment 0–0.1 teaches most: the score goes from 0.100 to 1.000" in first
+    assert "0.2–0.3 by -0.500, the segment 0.4–0.5 by -1.000" in second
     best_later = Segments(16, 0.1, parts(bad, good))
-    assert "the part 0.2–0.3 teaches most" in best_later.sentences()[0]
+    assert "the segment 0.2–0.3 teaches most" in best_later.sentences()[0]
     assert "by +1.000" in best_later.sentences()[1]
-    assert "No later part" in Segments(16, 0.1, parts(mixed, mixed[::-1])).sentences()[1]
+    assert "No later segment" in Segments(16, 0.1, parts(mixed, mixed[::-1])).sentences()[1]
 
 
 def test_the_command_writes_figure_and_numbers(command, tiny, tmp_path):

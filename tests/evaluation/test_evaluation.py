@@ -1,3 +1,5 @@
+"""Evaluation, the horizon and the window in whole runs of a few steps."""
+
 import json
 
 import pytest
@@ -55,7 +57,7 @@ def test_the_window_trains_on_less_than_the_horizon_generates(tmp_path):
     assert account["full_rollouts_tokens"] == 4 * 8 * 130
 
 
-def test_evaluation_by_compute_comes_at_equal_flops(tmp_path):
+def test_evaluation_by_compute_is_due_at_equal_flops(tmp_path):
     once = distil(tmp_path / "a")[0].parts.ledger.run.training_flops / 4
     section = {"task": {"source": "addition", "steps": 1, "size": 2, "held_out": True}, "every_flops": 1.9 * once}
     run, _ = distil(tmp_path / "b", evaluation=section)
@@ -100,9 +102,9 @@ def test_divergence_is_zero_from_itself_and_falls_with_training(tmp_path):
     answers = NativeEngine(teacher).sample(prompts.prompts, 70, Sampling(), 0)
     itself = measure_divergence(teacher, teacher, answers)
     assert abs(itself.reverse_kl) < 1e-6
-    apart = measure_divergence(student, teacher, answers, tokens_per_batch=100)
-    assert apart.reverse_kl > 0.01
-    assert apart.perplexity > itself.perplexity
+    other = measure_divergence(student, teacher, answers, tokens_per_batch=100)
+    assert other.reverse_kl > 0.01
+    assert other.perplexity > itself.perplexity
     surprise = [
         float(
             torch.nn.functional.cross_entropy(
@@ -113,7 +115,7 @@ def test_divergence_is_zero_from_itself_and_falls_with_training(tmp_path):
         )
         for a in answers
     ]
-    assert apart.perplexity == pytest.approx(torch.tensor(sum(surprise) / apart.tokens).exp().item(), rel=1e-3)
+    assert other.perplexity == pytest.approx(torch.tensor(sum(surprise) / other.tokens).exp().item(), rel=1e-3)
 
     section = {"measure": "divergence", "task": {"source": "addition", "steps": 2, "size": 6, "held_out": True}}
     # The horizon must reach the carries: within ten tokens student and teacher hardly differ.
@@ -139,7 +141,7 @@ def test_a_run_in_either_precision_learns_and_its_checkpoint_loads(tmp_path, pre
         assert line["mismatch"] < (1e-4 if precision == "fp32" else 0.1)
 
 
-def test_a_controller_of_ones_own_is_asked_and_told(tmp_path):
+def test_a_custom_controller_decides_and_observes_every_step(tmp_path):
     from hopd.horizon import Decision
 
     class Doubling:

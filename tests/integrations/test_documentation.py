@@ -1,4 +1,4 @@
-"""The Python in docs/integrations.md runs as it stands."""
+"""The Python in docs/integrations.md runs as written."""
 
 import re
 import subprocess

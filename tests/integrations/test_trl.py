@@ -1,4 +1,4 @@
-"""A horizon inside TRL: the real DistillationTrainer on the quickstart's models, on a CPU."""
+"""The horizon inside TRL, with the real DistillationTrainer on the quickstart's models, on a CPU."""
 
 import itertools
 import json
@@ -19,13 +19,13 @@ from hopd.tasks.addition import RepeatedAddition
 from tests.rollout.vllm.vllm_server import VLLM_PYTHON, needs_vllm
 
 MODELS = Path(hopd.__file__).parent / "quickstart"
-T = 24  # a solution of three additions has 92 tokens: nobody stops before
+T = 24  # a solution of three additions has 92 tokens, so no completion stops before T
 GROWING = {"start": 4, "increment": 3}
 HORIZONS = [4, 7, 10, 13, 16, 19]
 
 
 class Recorded(DistillationTrainer):
-    """Keeps the completions of each optimiser step and of each evaluation batch."""
+    """Records the completion lengths of each optimiser step and of each evaluation batch."""
 
     steps: list[list[int]]
     evaluations: list[list[int]]
@@ -43,7 +43,7 @@ class Recorded(DistillationTrainer):
 
 
 class Stretching:
-    """Goes one token further for every step that it has observed: it must be told, and must remember."""
+    """Adds one token for every step that it has observed, so it depends on `observe` and on its saved state."""
 
     full_tokens = T
 
@@ -162,10 +162,10 @@ def test_the_horizon_survives_a_resume(tmp_path):
     assert observed[3] == [3, 7, 4, 0, 7.0]
 
 
-def test_a_controller_is_told_how_many_completions_stopped(tmp_path):
+def test_a_controller_observes_how_many_completions_stopped(tmp_path):
     controller = Stretching()
     controller.full_tokens = 40
-    controller.decide = lambda step: Decision(40, "as far as a solution goes")
+    controller.decide = lambda step: Decision(40, "the length of a solution")
     trainer = make(tmp_path, controller, max_steps=1, max_completion_length=40)
     trainer.train_dataset = Dataset.from_list([{"prompt": p.prompt} for p in RepeatedAddition(1, 64).problems])
     trainer.train()
@@ -175,7 +175,7 @@ def test_a_controller_is_told_how_many_completions_stopped(tmp_path):
     assert mean_length == sum(trainer.steps[0]) / 4
 
 
-def test_what_would_not_be_controlled_is_refused(tmp_path):
+def test_settings_that_would_override_the_horizon_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"full length is 30 tokens, TRL's max_completion_length is 24"):
         make(tmp_path, Full(30))
     with pytest.raises(RecipeError, match=r"max_new_tokens, which overrides the horizon"):

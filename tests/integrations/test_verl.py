@@ -1,7 +1,7 @@
-"""A horizon inside verl: its own managers, workers, agent loops and teacher client, in another environment's Python.
+"""The horizon inside verl, with its own managers, workers, agent loops and teacher client.
 
-`HOPD_VERL_PYTHON` is the path of a Python that has verl 0.9, TransferQueue, uvicorn and fastapi. Without it these tests
-are skipped, with that reason. What needs a GPU, verl's vLLM servers and its trainer, is not run (`verl_rollouts.py`).
+`HOPD_VERL_PYTHON` is the path of a Python that has verl 0.9, TransferQueue, uvicorn and fastapi; without it, these
+tests are skipped. verl's vLLM servers and its trainer need a GPU and are not run (`verl_rollouts.py`).
 """
 
 import json
@@ -40,7 +40,7 @@ def results(ended):
 
 
 @pytest.mark.parametrize("trainer", MANAGERS)
-def test_training_goes_to_the_horizon_of_its_global_step_and_validation_to_the_full_length(trainer):
+def test_training_obeys_the_horizon_of_its_global_step_and_validation_runs_to_the_full_length(trainer):
     manager = f"+actor_rollout_ref.rollout.agent.agent_loop_manager_class={MANAGERS[trainer]}"
     ended = run(PYTHON, str(HERE / "verl_rollouts.py"), trainer, manager, LIBRARY, *GROWING)
     batches = results(ended)
@@ -58,7 +58,7 @@ def test_a_configuration_under_which_the_horizon_would_not_hold_is_refused():
         f"no horizon is configured; add {GROWING[0].replace('progressive', 'full')}, or another": [LIBRARY],
         f"verl's workers do not know the agent loop; add {LIBRARY}": GROWING,
         "horizon 'progressive' needs increment": [LIBRARY, *GROWING[:2]],
-        "hopd limits the rollouts of single_turn_agent, and 'tool_agent' would take the place of it": [
+        "hopd limits the rollouts of single_turn_agent only, and 'tool_agent' would replace it": [
             LIBRARY,
             *GROWING,
             "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",

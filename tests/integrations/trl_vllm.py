@@ -1,7 +1,7 @@
-"""Trains with TRL and vLLM in one process, on a CPU, and prints how far completions went: run by `test_trl.py`.
+"""Trains with TRL and vLLM in one process, on a CPU, and prints the completion lengths; `test_trl.py` runs it.
 
-TRL pushes the new weights into vLLM's model one by one, which vLLM's build for CPUs cannot take once it has packed
-them; so this student samples with the weights that it began with. All else is TRL's and vLLM's own.
+TRL loads the new weights into vLLM's model one by one, which vLLM's CPU build cannot do once it has packed them, so
+this student samples with its initial weights. Everything else is TRL's and vLLM's own.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Rolls out with the installed verl and prints, as JSON, how far each rollout went: run by `test_verl.py`.
+"""Rolls out with the installed verl and prints the length of each rollout as JSON; `test_verl.py` runs it.
 
-`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` says why not.
+`verl_rollouts.py proto|queue OVERRIDE...` rolls out; `verl_rollouts.py refusals '["OVERRIDE", ...]'...` prints errors.
 
-Everything is verl's, in processes of a local Ray: configuration, managers, workers, agent loops, client, load balancer,
-TransferQueue. In place of a vLLM server, which needs a GPU, stands an actor that answers with the quickstart's models,
-and like verl's server goes to the configured response length where no `max_tokens` is given.
+Configuration, managers, workers, agent loops, client, load balancer and TransferQueue are verl's own, in a local Ray.
+An actor replaces the vLLM server, which needs a GPU: it answers with the quickstart's models and, like verl's server,
+generates up to the configured response length if there is no `max_tokens`.
 """
 
 import json
@@ -97,7 +97,7 @@ def columns():
 
 
 def with_data_proto(manager, step, validate):
-    """As `RayPPOTrainer.fit` and `_validate` do; the rollouts join the batch that they were made of."""
+    """Rolls out as `RayPPOTrainer.fit` and `_validate` do: the rollouts are joined to the batch that they came from."""
     arrays = {}
     for name, column in columns().items():
         arrays[name] = np.empty(len(column), dtype=object)
@@ -110,7 +110,7 @@ def with_data_proto(manager, step, validate):
 
 
 def with_transfer_queue(manager, step, validate):
-    """As `PPOTrainer._submit_batch_to_rollout` and `_validate` do."""
+    """Rolls out as `PPOTrainer._submit_batch_to_rollout` and `_validate` do."""
     import transfer_queue as tq
     from verl.utils import tensordict_utils as tu
 

@@ -1,4 +1,4 @@
-"""A real Ray on this machine, with two workers: the curve of two processes, and what happens to a worker that dies."""
+"""Training on a real local Ray with two workers, and what happens when one of them dies."""
 
 import json
 import os
@@ -22,7 +22,7 @@ __all__ = ["one", "server", "train"]  # fixtures
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'hopd[ray]'")
 
 MARK = "HOPD_TEST_RAY"
-# A Ray for several commands, until its standard input is closed. It prints its address, and where its files are.
+# Starts a Ray for several commands, until standard input is closed; prints its address and the directory of its files.
 CLUSTER = """
 import ray, sys
 info = ray.init(address="local", num_cpus=2, include_dashboard=False).address_info
@@ -40,7 +40,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """The variables that lead to a Ray which the commands did not start."""
+    """Starts a Ray and returns the environment variables that connect a command to it."""
     mine = {MARK: f"cluster of {os.getpid()}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
@@ -60,7 +60,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 class Command:
-    """`hopd train RECIPE --ray …` as a process of its own."""
+    """Runs `hopd train RECIPE --ray …` in a separate process."""
 
     def __init__(self, recipe: Path, *arguments: str, variables: dict[str, str] | None = None):
         self.mark = (variables or {}).get(MARK, f"{os.getpid()}, {recipe}")
@@ -81,12 +81,12 @@ class Command:
             time.sleep(0.02)
 
     def workers(self) -> list[int]:
-        """Process ids of the workers that train."""
+        """Returns the process ids of the workers that train."""
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 title, variables = ((place / name).read_bytes() for name in ("cmdline", "environ"))
-            except OSError:  # it has ended meanwhile, or is not ours
+            except OSError:  # the process has ended, or belongs to another user
                 continue
             if b"TrainWorker" in title and f"{MARK}={self.mark}".encode() in variables:
                 found.append(int(place.name))
@@ -107,7 +107,7 @@ def test_workers_train_like_processes_and_one_that_is_killed_leaves_no_trace(
     code, out, err = command.end()
     assert code == 0, err
     assert "ray: worker 1 was lost" in out or "ray: worker 0 was lost" in out
-    assert "ray: the workers were started again (1 of 3)" in out
+    assert "ray: the workers were restarted (1 of 3)" in out
     assert out.count("self-test:") == 1  # the preflight
     assert out.endswith(f"done: {STEPS} steps, {recipe.parent}/run/\n")
     assert not err
@@ -143,7 +143,7 @@ def test_a_worker_that_is_lost_too_often_ends_the_run_with_3_and_a_signal_saves_
     command.process.send_signal(signal.SIGTERM)
     code, out, err = command.end()
     assert code == 128 + signal.SIGTERM
-    assert err == "hopd: SIGTERM: saved; go on with --resume\n"
+    assert err == "hopd: SIGTERM: saved; continue with --resume\n"
     assert "run: resumed after step" in out
     complete = [line["step"] for line in lines(recipe.parent / "run")]
     assert complete == list(range(1, len(complete) + 1))
@@ -153,9 +153,9 @@ def test_a_worker_that_is_lost_too_often_ends_the_run_with_3_and_a_signal_saves_
 def test_a_teacher_that_is_gone_ends_the_run_with_3_and_no_restart(
     cluster: dict[str, str], server: Scripted, recipe: Path
 ) -> None:
-    """One request of one worker fails. Ray ends all workers once one has ended: the first must have saved by then."""
-    served = f"teacher={{server: {server.url}, model: tiny, deadline: 0, api_key_env: HOPD_TEST_KEY}}"
-    changes = (f"--set={change}" for change in (served, "objective.estimator=sampled", "training.steps=100000"))
+    """Fails one request of one worker. Ray ends all workers once one has ended: the first must have saved by then."""
+    remote = f"teacher={{server: {server.url}, model: tiny, deadline: 0, api_key_env: HOPD_TEST_KEY}}"
+    changes = (f"--set={change}" for change in (remote, "objective.estimator=sampled", "training.steps=100000"))
     command = Command(recipe, "--ray", "2", "--set=checkpoint.every=100000", *changes, variables=cluster)
     run = recipe.parent / "run"
     after_steps(run, 2, lambda: server.tell("faults", ["server_error"]))
@@ -164,7 +164,7 @@ def test_a_teacher_that_is_gone_ends_the_run_with_3_and_no_restart(
     assert err.startswith("hopd: the teacher tiny has not scored: 1 attempts failed")
     assert len(err.splitlines()) == 1
     assert out.count("self-test:") == 1
-    assert "started again" not in out
+    assert "restarted" not in out
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{len(lines(run)):06d}"]
     assert all(keyed for _, _, keyed in server.log())
     places = [run, Path(cluster["SESSION"])]
@@ -175,7 +175,7 @@ def test_a_teacher_that_is_gone_ends_the_run_with_3_and_no_restart(
     assert KEY not in written + out + err
 
 
-def test_what_can_be_known_before_needs_no_ray(recipe: Path) -> None:
+def test_a_run_that_cannot_start_is_refused_without_ray(recipe: Path) -> None:
     (recipe.parent / "run").mkdir()
     (recipe.parent / "run" / "recipe.yaml").touch()
     code, _, err = Command(recipe, "--ray", "2").end()
@@ -183,7 +183,7 @@ def test_what_can_be_known_before_needs_no_ray(recipe: Path) -> None:
     assert err.startswith(f"hopd: {recipe.parent / 'run'} holds another run")
 
 
-def test_without_ray_it_says_what_to_install(recipe: Path) -> None:
+def test_without_ray_the_error_says_what_to_install(recipe: Path) -> None:
     without = "import sys; sys.modules['ray'] = None; from hopd.cli import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", without, "train", recipe, "--ray", "2"], capture_output=True, text=True, check=False

@@ -1,3 +1,5 @@
+"""The models in the package: a teacher that can add and a student that cannot."""
+
 from hopd.evaluation import evaluate
 from hopd.model import load
 from hopd.rollout import NativeEngine, Sampling

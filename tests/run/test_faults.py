@@ -224,7 +224,7 @@ def test_a_run_that_is_stopped_saves_its_complete_steps_and_resumes_to_the_same_
     only_when_stopped = "--set=checkpoint.every=1000"
     code, err = signalled(signum, tiny, run, only_when_stopped)
     assert code == 128 + signum, err
-    assert err == f"hopd: {signum.name}: saved; go on with --resume\n"
+    assert err == f"hopd: {signum.name}: saved; continue with --resume\n"
     complete = [line["step"] for line in lines(run / "metrics.jsonl")]
     assert complete == list(range(1, len(complete) + 1))
     assert 3 <= len(complete) < 200

@@ -1,4 +1,4 @@
-"""The gradient of a step does not depend on how its rollouts were cut up, ordered or shared out."""
+"""The gradient of a step does not depend on how its rollouts are batched, ordered or divided among processes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def rollouts(models):
-    """Of very different lengths: 1 to 12 additions, some cut by the horizon."""
+    """Samples rollouts of very different lengths: 1 to 5 additions, some cut by the horizon."""
     student, _ = models
     prompts = []
     for steps in (1, 2, 3, 5):
@@ -77,7 +77,7 @@ OBJECTIVES = [Full(), Sampled(), Sampled(gamma=0.9), TopK(k=4)]
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.estimator}-{o.gamma:g}")
 @pytest.mark.parametrize("window", [Whole(), First(17), Segment(0.4, 0.6)], ids=lambda w: type(w).__name__)
-def test_micro_batches_and_order_do_not_show(models, tmp_path, rollouts, objective, window):
+def test_micro_batches_and_order_do_not_change_the_gradient(models, tmp_path, rollouts, objective, window):
     whole, statistics = gradient(models, tmp_path, rollouts, objective=objective, window=window)
     shuffled = [rollouts[i] for i in torch.randperm(len(rollouts)).tolist()]
     for tokens_per_batch in (1, 150, 700):
@@ -92,7 +92,7 @@ def test_micro_batches_and_order_do_not_show(models, tmp_path, rollouts, objecti
 
 
 def test_the_loss_is_a_mean_over_loss_tokens(models, tmp_path, rollouts):
-    """Not over rollouts, and not over a maximum length: a plain loop over single rollouts says what it is."""
+    """Compares with a plain loop over single rollouts: it is no mean over rollouts or over a maximum length."""
     made = learner(models, tmp_path)
     total, count = 0.0, 0
     for rollout in rollouts:
@@ -177,7 +177,7 @@ def train(directory, name, processes, *overrides):
     recipe = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "hopd", "train", str(recipe), *changes]
-    on_cpus = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # where there is one GPU, it is for one process
+    on_cpus = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # two processes cannot share one GPU
     done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=300, env=on_cpus)
     assert done.returncode == 0, done.stderr[-2000:]
     return directory / name

@@ -1,3 +1,5 @@
+"""AdamW on master weights: plain in fp32, exact sums in bf16, and what it saves."""
+
 import copy
 
 import pytest
@@ -20,7 +22,7 @@ def gradients(model, scale=1.0):
     (scale * model.hidden(IDS).float().pow(2).mean()).backward()
 
 
-def test_in_fp32_it_is_plain_adamw():
+def test_in_fp32_the_optimizer_is_plain_adamw():
     ours, plain = load(STUDENT), load(STUDENT)
     optimizer = MasterOptimizer(ours.model, settings(weight_decay=0.1, clip_norm=1e9), 10)
     matrices = [p for p in plain.model.parameters() if p.dim() > 1]
@@ -90,22 +92,22 @@ def test_a_copy_of_the_state_is_on_the_cpu_and_stays_as_it_was():
     model = load(STUDENT)
     optimizer = MasterOptimizer(model.model, settings(), 10)
     gradients(model)
-    optimizer.step(0, identity)
+    optimizer.step(0, Processes())
     state = optimizer.state()
     before = copy.deepcopy(state)
     gradients(model, 2.0)
-    optimizer.step(1, identity)
+    optimizer.step(1, Processes())
     assert all(tensor.device.type == "cpu" for tensor in state.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
     assert not torch.equal(optimizer.state()["exp_avg.model.norm.weight"], before["exp_avg.model.norm.weight"])
 
 
-def test_what_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
-    """Of a sharded model: whole tensors, made one after the other from the processes' parts."""
+def test_state_that_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
+    """Stands in for a sharded model, whose whole tensors are made one by one from the processes' parts."""
     model = load(STUDENT)
     optimizer = MasterOptimizer(model.model, settings(), 10)
     gradients(model)
-    optimizer.step(0, identity)
+    optimizer.step(0, Processes())
     made = {}
     monkeypatch.setattr(
         "hopd.training.optimizer.gathered",

@@ -1,3 +1,5 @@
+"""The order of prompts is a shuffle of each epoch, and a function of seed and step."""
+
 from collections import Counter
 
 import pytest
@@ -30,7 +32,7 @@ def epoch(order: PromptOrder, number: int) -> list[int]:
 
 @unhurried
 @given(sizes, seeds, st.integers(0, 10_000))
-def test_a_step_has_its_number_of_prompts_and_none_twice(size: tuple[int, int], seed: int, step: int) -> None:
+def test_a_step_has_the_right_number_of_prompts_and_none_twice(size: tuple[int, int], seed: int, step: int) -> None:
     per_step, count = size
     chosen = ids(PromptOrder(prompts(count), per_step, seed), step)
     assert len(chosen) == len(set(chosen)) == per_step
@@ -55,7 +57,7 @@ def test_what_one_epoch_leaves_out_another_visits() -> None:
 
 @unhurried
 @given(seeds)
-def test_epochs_and_seeds_have_orders_of_their_own(seed: int) -> None:
+def test_each_epoch_and_each_seed_has_another_order(seed: int) -> None:
     order = PromptOrder(prompts(64), per_step=8, seed=seed)
     assert len({tuple(epoch(order, number)) for number in range(4)}) == 4
     assert epoch(order, 0) != epoch(PromptOrder(prompts(64), per_step=8, seed=seed ^ 1), 0)

@@ -1,7 +1,7 @@
-"""Finished runs compared: accuracy at the full length by seed and by problem, and what it cost to get there.
+"""Compares finished runs: scores at the full length by seed and by problem, and the cost to reach them.
 
-Two ways of training differ in what one is asking about (the horizon, say) and in the seed, and in nothing that decides
-what is measured. Runs that differ in that are not compared: the error says what differs.
+The runs may differ in how they were trained (the horizon, for example) and in the seed, but not in what was measured:
+that is an error, which says what differs.
 """
 
 import json
@@ -15,18 +15,21 @@ import yaml
 from scipy import stats
 
 from hopd.errors import RecipeError
-from hopd.evaluation.statistics import paired_interval
+from hopd.evaluation.intervals import paired_interval
 
-# What must be the same in all runs for their accuracies to mean the same.
+# Keys of the recipe that decide what is measured: they must be equal in all runs.
 SAME = ("student", "teacher", "teachers", "task", "evaluation", "rollout.full_tokens", "rollout.prompt_tokens")
-HOW_OFTEN = ("every", "every_flops", "at_start", "rows")  # of an evaluation, what it does not depend on
+FREE = ("every", "every_flops", "at_start", "rows")  # keys of an evaluation that do not change its result
 COSTS = {"training_seconds": "seconds", "generated_tokens": "tokens", "training_flops": "FLOPs"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `curve` are its evaluations, each with the costs up to then; `scores` the last scores of each
-    problem, and `problems` a mark of what these are."""
+    """Holds a finished run.
+
+    `curve` has its evaluations, each with the cost up to it; `scores` the last score of each problem, and `problems` a
+    fingerprint of these problems.
+    """
 
     path: Path
     recipe: Mapping[str, Any]
@@ -36,9 +39,9 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Raises `RecipeError` if there is no run, or if it is not at its end."""
+        """Reads a run's directory. Raises `RecipeError` if it holds no finished and evaluated run."""
         if not (path / "recipe.yaml").exists():
-            raise RecipeError(f"{path} is no run: it holds no recipe.yaml")
+            raise RecipeError(f"{path} is not a run: it has no recipe.yaml")
         recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
         curve = _lines(path / "evaluations.jsonl")
         if not curve:
@@ -54,22 +57,26 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Returns the seed of the run."""
         return int(self.recipe["seed"])
 
     @property
     def last(self) -> float:
+        """Returns the last score."""
         return float(self.curve[-1]["score"])
 
     def cost_to(self, target: float, kind: str) -> float | None:
-        """What the run had cost when an evaluation first gave `target`; None if none did."""
+        """Returns the run's cost when an evaluation first reached `target`, or None if none did."""
         return next((point[kind] for point in self.curve if point["score"] >= target), None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference` is the mean over seeds of the other's last score minus the baseline's. Its 95 % intervals:
-    `over_seeds` by Student's t (and `p` by the paired t-test), for other seeds and these problems; `over_problems` by
-    the paired bootstrap, for these weights and other problems; `over_both`."""
+    """Holds the mean difference over seeds, the other's last score minus the baseline's, with 95 % intervals.
+
+    `over_problems` is for these weights on other problems (paired bootstrap), `over_seeds` for other seeds on these
+    problems (Student's t; `p` is of the paired t-test), and `over_both` for other seeds on other problems.
+    """
 
     baseline: str
     other: str
@@ -86,28 +93,29 @@ class Comparison:
     cost: Mapping[str, Mapping[str, tuple[float, ...]]]
 
     def lines(self) -> list[str]:
-        said = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}), evaluated to the full length"]
+        """Returns the comparison as text, one entry per line."""
+        lines = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}), evaluated to the full length"]
         for name in (self.baseline, self.other):
             scores = ", ".join(f"{score:.4g}" for score in self.scores[name])
-            said.append(f"{name}: {np.mean(self.scores[name]):.4g} ({scores})")
-        said.append(f"{self.other} − {self.baseline}: {self.difference:+.4g}, 95 % intervals:")
-        said.append(
+            lines.append(f"{name}: {np.mean(self.scores[name]):.4g} ({scores})")
+        lines.append(f"{self.other} − {self.baseline}: {self.difference:+.4g}, 95 % intervals:")
+        lines.append(
             f"  on other problems, these weights: {_span(self.over_problems)} ({self.problems} problems, paired)"
         )
-        said.append(f"  with other seeds, these problems: {_span(self.over_seeds)} (paired t-test, p = {self.p:.2g})")
-        said.append(f"  with other seeds on other problems: {_span(self.over_both)}")
+        lines.append(f"  with other seeds, these problems: {_span(self.over_seeds)} (paired t-test, p = {self.p:.2g})")
+        lines.append(f"  with other seeds on other problems: {_span(self.over_both)}")
         for kind, unit in COSTS.items():
             mine, theirs = (np.mean(self.cost[name][kind]) for name in (self.other, self.baseline))
-            said.append(f"{unit}: {mine:.3g} against {theirs:.3g} ({mine / theirs:.2f})")
-            ways = [self.cost_to_target[name][kind] for name in (self.other, self.baseline)]
-            said.append(f"{unit} to {self.target:.4g}: {_reached(ways[0])} against {_reached(ways[1])}")
-        return said
+            lines.append(f"{unit}: {mine:.3g} against {theirs:.3g} ({mine / theirs:.2f})")
+            reached = [self.cost_to_target[name][kind] for name in (self.other, self.baseline)]
+            lines.append(f"{unit} to {self.target:.4g}: {_reached(reached[0])} against {_reached(reached[1])}")
+        return lines
 
 
 def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Path]]) -> Comparison:
-    """Two ways of training by name, each with one run a seed. The target is what the baseline ends with, on average.
+    """Compares two ways of training, each given as its name and one run per seed.
 
-    Raises `RecipeError` where they cannot be compared.
+    The target of the costs is the baseline's mean last score. Raises `RecipeError` if the runs cannot be compared.
     """
     runs = {
         name: sorted((Run.read(path) for path in paths), key=lambda run: run.seed) for name, paths in (baseline, other)
@@ -116,11 +124,11 @@ def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Pat
     seeds = tuple(run.seed for run in first)
     if tuple(run.seed for run in second) != seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
-            f"the seeds must be the same on both sides and each once: {list(seeds)} of {baseline[0]}, "
-            f"{[run.seed for run in second]} of {other[0]}"
+            f"both sides need the same seeds, each once, got {list(seeds)} for {baseline[0]} and "
+            f"{[run.seed for run in second]} for {other[0]}"
         )
     if len(seeds) < 2:
-        raise RecipeError("one seed says nothing about another: give two runs or more of each side")
+        raise RecipeError("one seed says nothing about other seeds: give at least two runs of each side")
     for run in (*first[1:], *second):
         _check_same(first[0], run)
     by_problem = np.subtract([run.scores for run in second], [run.scores for run in first])
@@ -155,16 +163,16 @@ def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Pat
 
 def _check_same(one: Run, other: Run) -> None:
     for key in SAME:
-        mine, theirs = (_measured_by(_at(run.recipe, key)) for run in (one, other))
+        mine, theirs = (_without_free(_at(run.recipe, key)) for run in (one, other))
         if mine != theirs:
             raise RecipeError(
-                f"{one.path} and {other.path} cannot be compared: {key} is {mine!r} there and {theirs!r} here"
+                f"{one.path} and {other.path} cannot be compared: {key} is {mine!r} in the first and {theirs!r} in the "
+                "second"
             )
-
     if other.problems != one.problems:
         raise RecipeError(
-            f"{one.path} and {other.path} cannot be compared: their evaluation problems are not the same, though their "
-            "recipes are; was a file changed in between?"
+            f"{one.path} and {other.path} cannot be compared: their evaluation problems differ, though their recipes "
+            "agree; was a file changed between the runs?"
         )
 
 
@@ -173,10 +181,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
-def _measured_by(section: Any) -> Any:
+def _without_free(section: Any) -> Any:
     if not isinstance(section, dict):
         return section
-    return {key: value for key, value in section.items() if key not in HOW_OFTEN}
+    return {key: value for key, value in section.items() if key not in FREE}
 
 
 def _at(recipe: Mapping[str, Any], key: str) -> Any:

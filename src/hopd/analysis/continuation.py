@@ -1,4 +1,4 @@
-"""Prefix continuation (Fig. 9 and 10): the teacher begins an answer, the student ends it."""
+"""Measures prefix continuation (Fig. 9 and 10): the teacher writes the start of an answer, the student the rest."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from hopd.build.models import load_models
 from hopd.build.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
-from hopd.evaluation.statistics import paired_interval
+from hopd.evaluation.intervals import paired_interval
 from hopd.model import LanguageModel
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
@@ -23,44 +23,46 @@ RATIOS = (0.0, 0.025, 0.05, 0.1, 0.25, 0.5)
 
 @dataclass(frozen=True)
 class Continuation:
-    """The accuracy by the teacher's share ρ of an answer, of each student by its name; all on the same problems, after
-    the same beginnings. `full_tokens` is the length T that a share is of."""
+    """Holds the accuracy of each student, by name, for each fraction ρ of the full length that the teacher wrote.
+
+    All students continue the same prefixes of the same problems. `full_tokens` is the full length T.
+    """
 
     full_tokens: int
     accuracy: Mapping[str, Mapping[float, Accuracy]]
 
     def gain(self, student: str) -> tuple[float, tuple[float, float]]:
-        """What the longest beginning adds to the accuracy without one, and its 95 % interval, paired by problem."""
+        """Returns how much the longest prefix raises the accuracy, with its 95 % interval, paired by problem."""
         found = self.accuracy[student]
         return _gain(found[min(found)], found[max(found)])
 
     def needed(self, student: str) -> float:
-        """The smallest share whose accuracy is not below that with the longest by more than chance explains."""
+        """Returns the smallest ρ whose accuracy is not significantly below that of the longest prefix."""
         found = self.accuracy[student]
         return next(ratio for ratio in sorted(found) if _gain(found[ratio], found[max(found)])[1][0] <= 0)
 
     def sentences(self) -> tuple[str, ...]:
-        """Two of each student: how much a good beginning helps, and how long it has to be."""
-        said = []
+        """Returns two sentences for each student: how much a prefix helps, and how long it has to be."""
+        sentences = []
         for name, found in self.accuracy.items():
             shortest, longest = found[min(found)].accuracy, found[max(found)].accuracy
             gain, (low, high) = self.gain(name)
-            said.append(
+            sentences.append(
                 f"{name}: with {max(found) * self.full_tokens:.0f} tokens from the teacher accuracy goes from "
                 f"{100 * shortest:.1f} % to {100 * longest:.1f} %, {100 * gain:+.1f} points (95 % interval "
                 f"{100 * low:+.1f} to {100 * high:+.1f})."
             )
             needed = self.needed(name)
-            said.append(
-                f"{name}: a beginning of {needed * self.full_tokens:.0f} tokens already does as much, as far as "
-                f"{found[needed].problems} problems can tell."
+            sentences.append(
+                f"{name}: a prefix of {needed * self.full_tokens:.0f} tokens already helps as much, as far as "
+                f"{found[needed].problems} problems can show."
                 if needed > min(found)
-                else f"{name}: nothing here says that a better beginning would help."
+                else f"{name}: there is no evidence that a prefix from the teacher helps."
             )
-        return tuple(said)
+        return tuple(sentences)
 
     def save(self, out: Path) -> None:
-        """`out/continuation.json` and `out/continuation.png`."""
+        """Writes `out/continuation.json` and `out/continuation.png`."""
         out.mkdir(parents=True, exist_ok=True)
         accuracy = {
             name: {f"{ratio:g}": measured.as_dict() for ratio, measured in found.items()}
@@ -74,20 +76,20 @@ class Continuation:
 def continuation_recipe(
     recipe: Recipe, after: str | None = None, ratios: Sequence[float] = RATIOS, problems: int | None = None
 ) -> Continuation:
-    """`hopd continuation`: the recipe's student, and the one that it became (`after`, by its source) if given, on its
-    evaluation's problems (the first so many), at that sampling and the full length.
+    """Runs `hopd continuation`: measures the recipe's student and, if given, the trained one (`after`, its source).
 
-    Raises `RecipeError` where there is no evaluation of accuracy or more than one teacher.
+    It uses the first `problems` problems, the sampling and the full length of the recipe's evaluation. Raises
+    `RecipeError` if the recipe has no evaluation of accuracy, or several teachers.
     """
     settings = recipe.evaluation
     if recipe.teacher is None:
-        raise RecipeError("a continuation has one teacher; write teacher: {model: ...} instead of teachers")
+        raise RecipeError("a continuation needs one teacher; write teacher: {model: ...} instead of teachers")
     if settings is None or settings.measure != "accuracy":
         raise RecipeError(
             "a continuation needs answers that can be checked; write evaluation: {task: ...} in the recipe"
         )
     if not ratios:
-        raise RecipeError("a continuation needs shares of the answer that the teacher writes, such as 0,0.1,0.5")
+        raise RecipeError("a continuation needs the fractions of an answer that the teacher writes, such as 0,0.1,0.5")
     device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
     full, found = recipe.rollout.full_tokens, {}
     sources = {"before": recipe} | ({"after": recipe.with_changes(student={"model": after})} if after else {})
@@ -113,14 +115,15 @@ def continuation(
     seed: int = 0,
     rows: int = 128,
 ) -> dict[float, Accuracy]:
-    """The accuracy of answers whose first ρ · T tokens are the teacher's, for each ρ of `ratios`.
+    """Returns the accuracy of answers whose first ρ · T tokens are the teacher's, for each ρ of `ratios`.
 
-    The teacher answers each prompt `prefixes` times; all ratios cut the same answers. Where it has ended before ρ · T,
-    its answer stands. Raises `RecipeError` for a ratio outside of [0, 1).
+    The teacher answers each prompt `prefixes` times, and all ratios cut the same answers. An answer that the teacher
+    ended before ρ · T is taken as it is. `rows` is the number of concurrent sequences. Raises `RecipeError` for a ratio
+    outside [0, 1).
     """
     for ratio in ratios:
         if not 0 <= ratio < 1:
-            raise RecipeError(f"the teacher's share of an answer must be in [0, 1), got {ratio:g}")
+            raise RecipeError(f"the teacher's fraction of an answer must be in [0, 1), got {ratio:g}")
     longest = max(1, round(max(ratios) * full_tokens))
     written = NativeEngine(teacher, rows).sample(prompts.prompts, longest, sampling, seed, prefixes)
     engine = NativeEngine(student, rows)
@@ -136,6 +139,7 @@ def continuation(
 
 
 def draw(found: Continuation, path: Path) -> None:
+    """Plots accuracy against ρ, with one line for each student."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -147,7 +151,7 @@ def draw(found: Continuation, path: Path) -> None:
         low, high = zip(*(measured.interval for measured in accuracy.values()), strict=True)
         panel.plot(list(accuracy), means, marker="o", markersize=3, label=name)
         panel.fill_between(list(accuracy), 100 * np.array(low), 100 * np.array(high), alpha=0.15)
-    panel.set(xlabel="the teacher's share of the answer", ylabel="accuracy, %")
+    panel.set(xlabel="fraction of the answer that the teacher wrote", ylabel="accuracy, %")
     panel.legend(frameon=False)
     panel.grid(alpha=0.2)
     panel.spines[["top", "right"]].set_visible(False)
@@ -165,5 +169,6 @@ def _ended_within(rollout: Rollout, tokens: int) -> bool:
 
 
 def _joined(begun: Rollout, cut: int, end: Rollout) -> Rollout:
+    """Joins the teacher's first `cut` tokens and the student's continuation into one rollout."""
     ids, log_probs = torch.cat([begun.ids[:cut], end.ids]), torch.cat([begun.log_probs[:cut], end.log_probs])
     return Rollout(begun.prompt, begun.sample, ids, log_probs, end.finish)

@@ -1,6 +1,6 @@
-"""The position probe (Fig. 13): where in a rollout student and teacher part, and what horizon that suggests.
+"""Runs the position probe (Fig. 13): measures student and teacher position by position, and suggests a horizon.
 
-The student answers prompts to the full length, and both models read what it wrote. Nothing is trained.
+The student answers prompts to the full length, and both models score the answers. Nothing is trained.
 """
 
 import json
@@ -34,20 +34,20 @@ MEASURES = (
     "teacher_entropy",
     "gradient",
 )
-PARTED = 2.0  # a bin in which the KL is so many times that of the bins before is where the teacher is left behind
-STANDARD_ERRORS = 2.0  # and by so many more than chance explains
-SPREAD = 0.5  # a bin says something if at least this share of the first bin's rollouts reaches it
+FACTOR = 2.0  # the horizon ends at the first bin whose reverse KL is this multiple of the mean before it,
+STANDARD_ERRORS = 2.0  # by this many standard errors,
+REACH = 0.5  # among the bins that this fraction of the first bin's rollouts reaches
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Means over the tokens at positions `start` <= t < `end`, of all rollouts that reach them.
+    """Holds means over the tokens at positions `start` <= t < `end`, over all rollouts that reach them.
 
-    `reverse_kl` and `forward_kl` (nats) over the whole vocabulary; `error` is the standard error of `reverse_kl` over
-    rollouts. `log_ratio` holds the quantiles 0.5, 0.9 and 0.99 of |r_t|. `overlap` is the share of the student's 16
-    likeliest tokens that are among the teacher's; `shared_mass` the probability that the student gives to these.
-    `gradient_share` is this bin's part of the sum of all tokens' gradient norms (of the reverse KL, with respect to
-    the logits), `token_share` its part of all tokens.
+    `reverse_kl`, `forward_kl` and the entropies are over the whole vocabulary, in nats. `error` is the standard error
+    of `reverse_kl` over rollouts. `log_ratio` holds the quantiles 0.5, 0.9 and 0.99 of |r_t|. `overlap` is the fraction
+    of the student's 16 most likely tokens that are among the teacher's 16, and `shared_mass` the student's probability
+    of these. `gradient_share` is this bin's fraction of the sum of all tokens' gradient norms (of the reverse KL, with
+    respect to the logits), and `token_share` its fraction of all tokens.
     """
 
     start: int
@@ -68,32 +68,32 @@ class Bin:
 
 @dataclass(frozen=True)
 class Probe:
-    """`horizon` is the number of tokens after which the teacher is no longer followed, or None if there is none."""
+    """Holds the bins. `horizon` is the suggested number of tokens, or None if there is no reason to shorten it."""
 
     bins: tuple[Bin, ...]
     rollouts: int
     horizon: int | None
 
     def sentences(self) -> tuple[str, str]:
-        """Where the teacher stops being reliable, and what horizon that suggests."""
+        """Says where the teacher becomes less reliable, and which horizon that suggests."""
         longest = self.bins[-1].end
         if self.horizon is None:
             return (
-                f"In {self.rollouts} rollouts the student stays as close to the teacher late as early: nowhere up to "
-                f"{longest} tokens is the reverse KL {PARTED:g} times what it was before.",
-                "Nothing here speaks for or against a shorter horizon: compare a short one with the full one.",
+                f"In {self.rollouts} rollouts the student is as close to the teacher late as early: up to {longest} "
+                f"tokens, the reverse KL never reaches {FACTOR:g} times its mean before.",
+                "This is no evidence for or against a shorter horizon: compare a short one with the full one.",
             )
         bin = next(bin for bin in self.bins if bin.start >= self.horizon)
         before = _mean_before(self.bins, self.horizon)
         return (
-            f"From token {bin.start} on the teacher is less reliable: the reverse KL is {bin.reverse_kl:.3f} nats a "
+            f"From token {bin.start} on, the teacher is less reliable: the reverse KL is {bin.reverse_kl:.3f} nats per "
             f"token there, {bin.reverse_kl / before:.1f} times that of the tokens before ({before:.3f}).",
             f"That suggests rollouts of {self.horizon} tokens: the end of the last bin before the KL first is "
-            f"{PARTED:g} times its mean so far, and by {STANDARD_ERRORS:g} standard errors.",
+            f"{FACTOR:g} times its mean so far, by {STANDARD_ERRORS:g} standard errors.",
         )
 
     def save(self, out: Path) -> None:
-        """`out/probe.json` and `out/probe.png`."""
+        """Writes `out/probe.json` and `out/probe.png`."""
         out.mkdir(parents=True, exist_ok=True)
         content = {"sentences": self.sentences(), "quantiles": QUANTILES, **asdict(self)}
         (out / "probe.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -107,7 +107,7 @@ def probe(
     bins: int = 20,
     tokens_per_batch: int = 8192,
 ) -> Probe:
-    """Of the student's own `rollouts`, at temperature 1, in `bins` bins of equal width (the last may be shorter)."""
+    """Probes the student's own `rollouts` at temperature 1, in `bins` bins of equal width; the last may be shorter."""
     longest = max(rollout.length for rollout in rollouts)
     width = max(1, -(-longest // bins))
     measured, position, row = measure(student, teacher, rollouts, tokens_per_batch)
@@ -141,12 +141,15 @@ def probe(
 
 
 def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:
-    """`hopd probe`: the recipe's student (or another, by its source) and its teacher, on prompts of its task, at its
-    sampling and full length. Raises `RecipeError` where the recipe has several teachers."""
+    """Runs `hopd probe`: probes the recipe's student (or another, given by its source) against its teacher.
+
+    It uses the first `prompts` prompts of the task, and the recipe's sampling and full length. Raises `RecipeError` if
+    the recipe does not have exactly one local teacher.
+    """
     if not isinstance(recipe.teacher, ModelSource):
         raise RecipeError(
-            "a probe compares with the whole distribution of one teacher; write teacher: {model: ...}, not "
-            "several, and no server, which gives log-probs of a few tokens"
+            "a probe needs the whole distribution of one teacher; write teacher: {model: ...}, not several teachers "
+            "and no server, which returns log-probs of a few tokens only"
         )
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})
@@ -159,12 +162,12 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
 
 
 def suggested_horizon(bins: Sequence[Bin]) -> int | None:
-    """Where the first bin begins whose reverse KL is `PARTED` times the mean of all tokens before it, by more than
-    `STANDARD_ERRORS`; bins that few rollouts reach have no say."""
+    """Returns the start of the first bin whose reverse KL is `FACTOR` times the mean of all tokens before it, by more
+    than `STANDARD_ERRORS`; bins that few rollouts reach are ignored. Returns None if there is no such bin."""
     for bin in bins[1:]:
-        if bin.rollouts < SPREAD * bins[0].rollouts:
+        if bin.rollouts < REACH * bins[0].rollouts:
             return None
-        if bin.reverse_kl - STANDARD_ERRORS * bin.error > PARTED * _mean_before(bins, bin.start):
+        if bin.reverse_kl - STANDARD_ERRORS * bin.error > FACTOR * _mean_before(bins, bin.start):
             return bin.start
     return None
 
@@ -178,8 +181,8 @@ def _mean_before(bins: Sequence[Bin], position: int) -> float:
 def measure(
     student: LanguageModel, teacher: LanguageModel, rollouts: Sequence[Rollout], tokens_per_batch: int = 8192
 ) -> tuple[dict[str, Float[np.ndarray, " N"]], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """`MEASURES` of each token, its position, and the number of its rollout."""
-    place = {id(rollout): index for index, rollout in enumerate(rollouts)}
+    """Returns the `MEASURES` of each token, its position, and the index of its rollout; N is the number of tokens."""
+    index_of = {id(rollout): index for index, rollout in enumerate(rollouts)}
     parts: list[Float[Tensor, "n M"]] = []
     positions, rows = [], []
     for batch in pack(rollouts, [(0, rollout.length) for rollout in rollouts], tokens_per_batch, student.device):
@@ -187,16 +190,18 @@ def measure(
         for part in chunks(len(batch.at.tokens), student.head.vocabulary, 8 * BLOCK_BYTES):
             s = student.head.logits(hidden[0][part]).log_softmax(-1)
             g = teacher.head.logits(hidden[1][part]).log_softmax(-1)
-            parts.append(_of_tokens(s, g, batch.at.tokens[part]).cpu())
+            parts.append(_token_measures(s, g, batch.at.tokens[part]).cpu())
         positions.append(batch.at.position.cpu())
-        rows.append(torch.tensor([place[id(rollout)] for rollout in batch.rollouts])[batch.at.row.cpu()])
+        rows.append(torch.tensor([index_of[id(rollout)] for rollout in batch.rollouts])[batch.at.row.cpu()])
     columns = torch.cat(parts).double().unbind(-1)
     values = {name: column.numpy() for name, column in zip(MEASURES, columns, strict=True)}
     return values, torch.cat(positions).numpy(), torch.cat(rows).numpy()
 
 
-def _of_tokens(s: Float[Tensor, "n V"], g: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n M"]:
-    """`MEASURES`, from log π_θ and log π_g."""
+def _token_measures(
+    s: Float[Tensor, "n V"], g: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]
+) -> Float[Tensor, "n M"]:
+    """Computes the `MEASURES` of n tokens from log π_θ and log π_g."""
     kl, p = reverse_kl(s, g), s.exp()
     ours, theirs = (x.topk(min(TOP, x.shape[-1]), dim=-1).indices for x in (s, g))
     shared = (ours[:, :, None] == theirs[:, None, :]).any(-1)
@@ -218,6 +223,7 @@ def _of_tokens(s: Float[Tensor, "n V"], g: Float[Tensor, "n V"], tokens: Int[Ten
 
 
 def draw(probe: Probe, path: Path) -> None:
+    """Plots divergence, log-ratio, overlap, entropies and gradient by position, with the suggested horizon."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -229,7 +235,7 @@ def draw(probe: Probe, path: Path) -> None:
     kl, error = ([getattr(bin, name) for bin in probe.bins] for name in ("reverse_kl", "error"))
     divergence.errorbar(middle, kl, yerr=error, marker="o", markersize=3, label="reverse KL")
     divergence.plot(middle, [bin.forward_kl for bin in probe.bins], label="forward KL")
-    divergence.set_ylabel("nats a token")
+    divergence.set_ylabel("nats per token")
     for i, quantile in enumerate(QUANTILES):
         ratio.plot(middle, [bin.log_ratio[i] for bin in probe.bins], label=f"|r|, {quantile:g} quantile")
     ratio.set_ylabel("nats")

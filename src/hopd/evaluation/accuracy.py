@@ -1,4 +1,4 @@
-"""Accuracy on a task, always to the full length: the training horizon has no say here."""
+"""Measures accuracy on a task, always to the full length: the training horizon does not apply here."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from hopd.evaluation.statistics import bootstrap_interval, pass_at
+from hopd.evaluation.intervals import bootstrap_interval, pass_at
 from hopd.rollout import Engine, FinishReason, Rollout, Sampling
 from hopd.tasks import PromptSet
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`accuracy` is avg@k, `interval` its 95 % bootstrap interval over problems; lengths are response tokens.
-    `scores` are the problems' own, each the mean of its samples."""
+    """Holds the accuracy on a task.
+
+    `accuracy` is avg@k and `interval` its 95 % bootstrap interval over problems. `pass_at` maps k to pass@k.
+    `stop_rate` and `context_rate` are the fractions of rollouts with these finish reasons; lengths are response tokens.
+    `scores` holds one number per problem, the mean over its samples.
+    """
 
     accuracy: float
     interval: tuple[float, float]
@@ -30,10 +34,11 @@ class Accuracy:
 
     @property
     def score(self) -> float:
-        """Greater is better."""
+        """Returns the accuracy; greater is better."""
         return self.accuracy
 
     def summary(self) -> str:
+        """Returns one line for a person."""
         low, high = self.interval
         return (
             f"accuracy {100 * self.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}, "
@@ -42,7 +47,7 @@ class Accuracy:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the scores of each problem."""
+        """Returns all fields but the scores of each problem."""
         return {name: value for name, value in asdict(self).items() if name != "scores"}
 
 
@@ -54,16 +59,17 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
 ) -> tuple[Accuracy, list[Rollout]]:
-    """avg@`samples` and pass@k over every problem of `prompts`, with rollouts of up to `full_tokens` tokens.
+    """Samples `samples` rollouts of up to `full_tokens` tokens for every problem of `prompts`, and measures them.
 
-    The same seed gives every model the same random numbers, so that models are compared on common draws.
+    With one seed, every model gets the same random numbers, so that models are compared on common draws. Returns the
+    rollouts too, in the engine's order.
     """
     rollouts = engine.sample(prompts.prompts, full_tokens, sampling, seed, samples)
     return measure(rollouts, prompts, samples), rollouts
 
 
 def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Accuracy:
-    """From rollouts in the engine's order: `samples` of the first problem, then of the second."""
+    """Measures rollouts in the engine's order: `samples` of the first problem, then of the second, and so on."""
     scores = np.array([prompts.score(rollout) for rollout in rollouts]).reshape(-1, samples)
     lengths = np.array([rollout.length for rollout in rollouts])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
@@ -73,8 +79,8 @@ def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Ac
         pass_at={k: pass_at(k, scores) for k in ks},
         problems=len(scores),
         samples=samples,
-        stop_rate=_share(rollouts, FinishReason.STOP),
-        context_rate=_share(rollouts, FinishReason.CONTEXT),
+        stop_rate=_rate(rollouts, FinishReason.STOP),
+        context_rate=_rate(rollouts, FinishReason.CONTEXT),
         mean_length=float(lengths.mean()),
         length_quantiles={f"{q:g}": int(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9, 1.0)},
         tokens=int(lengths.sum()),
@@ -82,5 +88,5 @@ def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Ac
     )
 
 
-def _share(rollouts: Sequence[Rollout], reason: FinishReason) -> float:
+def _rate(rollouts: Sequence[Rollout], reason: FinishReason) -> float:
     return sum(rollout.finish is reason for rollout in rollouts) / len(rollouts)

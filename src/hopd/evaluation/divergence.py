@@ -1,7 +1,7 @@
-"""Held-out divergence from the teacher: for models too small for an accuracy to say much.
+"""Measures held-out divergence from the teacher, for models that are too small to compare by accuracy.
 
-The teacher answers held-out prompts once, to the full length; a student is then measured on these answers. Its own
-rollouts are not needed, so every student is measured on the same tokens.
+The teacher answers held-out prompts once, to the full length, and a student is measured on these answers. The student
+samples nothing, so every student is measured on the same tokens.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hopd.evaluation.statistics import bootstrap_interval
+from hopd.evaluation.intervals import bootstrap_interval
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import chunks
@@ -21,8 +21,11 @@ from hopd.rollout import Rollout, pack
 
 @dataclass(frozen=True)
 class Divergence:
-    """Means over the teacher's tokens; `interval` is the 95 % bootstrap interval of the reverse KL over answers.
-    `scores` are the answers' own, each with the weight of its length, so that their mean is the score."""
+    """Holds means over the teacher's tokens, in nats per token.
+
+    `interval` is the 95 % bootstrap interval of the reverse KL over answers. `scores` holds minus the reverse KL of
+    each answer, weighted by its length, so that the mean of the scores is the score.
+    """
 
     reverse_kl: float
     interval: tuple[float, float]
@@ -34,10 +37,11 @@ class Divergence:
 
     @property
     def score(self) -> float:
-        """Greater is better."""
+        """Returns minus the reverse KL; greater is better."""
         return -self.reverse_kl
 
     def summary(self) -> str:
+        """Returns one line for a person."""
         low, high = self.interval
         return (
             f"on {self.answers} held-out answers of the teacher: reverse KL {self.reverse_kl:.4f} (95 % interval "
@@ -45,7 +49,7 @@ class Divergence:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the scores of each answer."""
+        """Returns all fields but the scores of each answer."""
         return {name: value for name, value in asdict(self).items() if name != "scores"}
 
 
@@ -53,12 +57,12 @@ class Divergence:
 def measure_divergence(
     student: LanguageModel, teacher: LanguageModel, answers: Sequence[Rollout], tokens_per_batch: int = 8192
 ) -> Divergence:
-    """KL in both directions and the student's perplexity on `answers`, at temperature 1."""
+    """Measures the KL in both directions and the student's perplexity on the teacher's `answers`, at temperature 1."""
     sums = torch.zeros(len(answers), 3, dtype=torch.float64)
-    place = {id(answer): index for index, answer in enumerate(answers)}
+    index_of = {id(answer): index for index, answer in enumerate(answers)}
     for batch in pack(answers, [(0, answer.length) for answer in answers], tokens_per_batch, student.device):
         hidden = [batch.states(model.hidden(batch.ids)) for model in (student, teacher)]
-        rows = torch.tensor([place[id(answer)] for answer in batch.rollouts])
+        rows = torch.tensor([index_of[id(answer)] for answer in batch.rollouts])
         for part in chunks(len(batch.at.tokens), student.head.vocabulary):
             logits = student.head.logits(hidden[0][part])
             s, g = logits.log_softmax(-1), teacher.head.logits(hidden[1][part]).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""One evaluation in the course of a run: its measure and what it cost to get there, a line of `evaluations.jsonl`."""
+"""Describes one evaluation during a run, with the training cost up to it: a line of `evaluations.jsonl`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +10,11 @@ from hopd.evaluation.divergence import Divergence
 
 @dataclass(frozen=True)
 class Evaluation:
-    """After `step` complete steps, which cost `training_flops`, `training_seconds` and the tokens: a `score` (greater
-    is better), a sentence, and `measured`, what `Accuracy` or `Divergence` found, by name."""
+    """Holds an evaluation after `step` complete steps and what those steps cost in FLOPs, seconds and tokens.
+
+    `score` is greater for a better student. `measured` has the fields of `Accuracy` or `Divergence` by name, and
+    `summary` is one line for a person.
+    """
 
     step: int
     score: float
@@ -24,17 +27,26 @@ class Evaluation:
 
     @classmethod
     def of(cls, step: int, measure: Accuracy | Divergence, cost: Mapping[str, float]) -> "Evaluation":
-        """Puts a measure beside what the weights `cost`: the four values above, by name."""
-        return cls(step, measure.score, **cost, measured=measure.as_dict(), summary=measure.summary())  # type: ignore[arg-type]
+        """Combines a measure with what the weights `cost`: the four fields above, by name."""
+        return cls(
+            step=step,
+            score=measure.score,
+            training_flops=cost["training_flops"],
+            training_seconds=cost["training_seconds"],
+            generated_tokens=int(cost["generated_tokens"]),
+            trained_tokens=int(cost["trained_tokens"]),
+            measured=measure.as_dict(),
+            summary=measure.summary(),
+        )
 
     def line(self) -> dict[str, Any]:
-        """Returns what `evaluations.jsonl` holds: all names side by side."""
+        """Returns the content of a line of `evaluations.jsonl`, with the measured fields next to the others."""
         content = asdict(self)
         del content["measured"], content["summary"]
         return content | dict(self.measured)
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> "Evaluation":
-        """Reads what `line` gave."""
+        """Reads what `line` returned; `summary` is not in it."""
         own = set(cls.__dataclass_fields__) - {"measured", "summary"}
         return cls(**{name: line[name] for name in own}, measured={k: v for k, v in line.items() if k not in own})

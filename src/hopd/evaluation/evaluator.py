@@ -1,5 +1,7 @@
-"""The evaluation that a recipe asks for, ready to be run on the student as it stands. It knows the full length, and
-not the horizon."""
+"""Runs the evaluation that a recipe asks for, on the student's current weights.
+
+It knows the full length, and not the horizon.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +18,15 @@ from hopd.recipe import EvaluationSection
 from hopd.rollout import Engine, NativeEngine, Rollout, Sampling
 from hopd.tasks import PromptSet
 
-SAMPLES_KEPT = 4  # rollouts of each evaluation that are written out for people to read
+SAMPLES_KEPT = 4  # rollouts of each evaluation that are written to samples.jsonl
 
 
 @dataclass(frozen=True)
-class Found:
-    """The measure, the same on every process; each problem's score with the mark of the problems; a few rollouts."""
+class Measured:
+    """Holds the measure, the scores of each problem with the fingerprint of the problems, and a few rollouts as text.
+
+    It is the same on every process.
+    """
 
     measure: Accuracy | Divergence
     scores: dict[str, Any]
@@ -29,9 +34,10 @@ class Found:
 
 
 class Evaluator:
-    """Shares prompts out over the processes. `engine` samples from the student, `teacher` is a local one.
+    """Evaluates the student, with the prompts divided among the processes.
 
-    Raises `RecipeError` where the measure needs a teacher that is not there.
+    `engine` samples from the student; `teacher` is a local one and answers the prompts for `measure: divergence`.
+    Raises `RecipeError` if that measure has no local teacher, or if the task cannot check answers.
     """
 
     def __init__(
@@ -46,14 +52,17 @@ class Evaluator:
     ):
         if settings.measure == "divergence" and teacher is None:
             raise RecipeError("evaluation.measure: divergence needs one local teacher; write measure: accuracy")
-        if settings.measure == "accuracy":  # whether answers can be checked is better known now than at the end
+        if settings.measure == "accuracy":  # a task that cannot check answers must fail now, not after training
             prompts.task.score(next(iter(prompts.problems.values())), "")
         self.settings, self.prompts, self.student, self.teacher = settings, prompts, student, teacher
         self.full_tokens, self.engine, self.processes = full_tokens, engine, processes
 
     def is_due(self, step: int, total_steps: int, training_flops: float, last: Evaluation | None) -> bool:
-        """Tells whether to evaluate after `step` steps of `total_steps`, which cost `training_flops`: at the start if
-        asked, at the end, and between at the recipe's interval; not twice at one step."""
+        """Tells whether to evaluate after `step` of `total_steps` steps, which cost `training_flops`.
+
+        It is due at the start if the recipe says so, at the end, and in between at the recipe's interval, but not twice
+        at one step.
+        """
         settings = self.settings
         if last is not None and last.step == step:
             return False
@@ -66,8 +75,8 @@ class Evaluator:
             return training_flops // settings.every_flops > before // settings.every_flops
         return settings.every is not None and step % settings.every == 0
 
-    def run(self) -> Found:
-        """Measures the student. All processes call it together."""
+    def run(self) -> Measured:
+        """Measures the student. All processes must call it together."""
         measured: Accuracy | Divergence
         if self.settings.measure == "divergence":
             assert self.teacher is not None
@@ -78,11 +87,11 @@ class Evaluator:
             rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
             measured = measure(rollouts, self.prompts, self.settings.samples)
         scores = {"problems": self.prompts.mark, "scores": [round(score, 6) for score in measured.scores]}
-        return Found(measured, scores, [self._for_people(rollout) for rollout in rollouts[:SAMPLES_KEPT]])
+        return Measured(measured, scores, [self._readable(rollout) for rollout in rollouts[:SAMPLES_KEPT]])
 
     @cached_property
     def answers(self) -> list[Rollout]:
-        """The teacher's own rollouts, at the evaluation's temperature; sampled once."""
+        """Samples the teacher's own rollouts at the evaluation's temperature, once."""
         assert self.teacher is not None
         return self._sample(NativeEngine(self.teacher, self.settings.rows), self.settings.sampling, 1)
 
@@ -92,7 +101,7 @@ class Evaluator:
         order = {prompt.id: index for index, prompt in enumerate(self.prompts.prompts)}
         return sorted(self.processes.gather(made), key=lambda r: (order[r.prompt.id], r.sample))
 
-    def _for_people(self, rollout: Rollout) -> dict[str, Any]:
+    def _readable(self, rollout: Rollout) -> dict[str, Any]:
         problem = self.prompts.problems[rollout.prompt.id]
         line = {"prompt": problem.prompt, "response": self.prompts.text(rollout), "finish": rollout.finish.value}
         scored = {} if self.settings.measure == "divergence" else {"score": self.prompts.score(rollout)}

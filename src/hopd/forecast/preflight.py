@@ -129,7 +129,7 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
     statistics, before = StepStatistics(), parts.learner.optimizer.snapshot()
     parts.learner.accumulate(rollouts, seed=0, statistics=statistics)
     norm = parts.learner.apply(step=0)
-    moved = parts.processes.highest(parts.learner.optimizer.take_back(before))
+    moved = parts.processes.highest(parts.learner.optimizer.roll_back(before))
     parts.ledger.pending = Account()
     loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
     if not mismatch <= parts.recorder.alarm.threshold:

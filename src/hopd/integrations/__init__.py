@@ -1,1 +1,4 @@
-"""Horizon control inside other trainers. Each module needs its trainer, and of hopd no more than `hopd.horizon`."""
+"""Controls the horizon inside other trainers.
+
+Each module needs its trainer installed, and uses only `hopd.horizon` and `hopd.errors` of hopd.
+"""

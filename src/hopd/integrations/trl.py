@@ -1,12 +1,12 @@
-"""Horizon control inside TRL's `DistillationTrainer`, for `generate()` and for vLLM.
+"""Controls the horizon of TRL's `DistillationTrainer`, with `generate()` and with vLLM.
 
     trainer = DistillationTrainer(...)
     HorizonCallback(controller).attach(trainer)
     trainer.train()
 
-TRL samples once an optimiser step, in the first of the step's micro-batches, and then reads how far a completion may
-go from its generation config and from its vLLM engine. The callback writes both there before the step and puts the
-full length back after it. What it does not know: the divergence by position, which stays inside TRL's loss.
+TRL samples once per optimiser step, in the first of the step's micro-batches, and reads the length of a completion
+from its generation config and from its vLLM engine. The callback sets both before the step and restores the full length
+after it. It does not know the divergence by position, which stays inside TRL's loss.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer  # type: ignore[attr-defined, unused-ignore]
 
 from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Controller, Decision, Evidence
@@ -24,13 +24,13 @@ _LIMITS = ("max_new_tokens", "max_length", "max_tokens")
 
 
 class HorizonCallback(TrainerCallback, ExportableState):
-    """Asks `controller` before every optimiser step, with the step counted from 0, how far its completions may go.
+    """Lets `controller` decide the horizon of every optimiser step, with steps counted from 0.
 
-    Evaluation always runs to the full length, which is TRL's `max_completion_length`. The horizon is in TRL's logs as
-    `horizon` (a mean over the logged steps, as all of its metrics are), and every decision with its reason in
-    `horizon.jsonl` in the output directory. The controller's state is in each checkpoint's `trainer_state.json` and is
-    taken up again by `train(resume_from_checkpoint=...)`. After a step the controller observes how many completions
-    there were, how many of them stopped, and their mean length, over all processes; by position it observes nothing.
+    Evaluation always runs to the full length, which is TRL's `max_completion_length`. TRL logs the horizon as `horizon`
+    (a mean over the logged steps, like all of its metrics), and `horizon.jsonl` in the output directory holds every
+    decision with its reason. Each checkpoint's `trainer_state.json` holds the controller's state, which
+    `train(resume_from_checkpoint=...)` restores. After a step, the controller observes the number of completions, how
+    many of them stopped, and their mean length, over all processes, but nothing by position.
     """
 
     def __init__(self, controller: Controller):
@@ -39,14 +39,14 @@ class HorizonCallback(TrainerCallback, ExportableState):
         self.decision: Decision | None = None
 
     def attach(self, trainer: DistillationTrainer) -> None:
-        """Gives `trainer` this callback. Raises `RecipeError` where its horizon could not be controlled."""
+        """Adds this callback to `trainer`. Raises `RecipeError` if its horizon could not be controlled."""
         if not isinstance(trainer, DistillationTrainer):
             raise RecipeError(f"HorizonCallback controls TRL's DistillationTrainer, not {type(trainer).__name__}")
         options, full_tokens = cast(DistillationConfig, trainer.args), self.controller.full_tokens
         if options.max_completion_length != full_tokens:
             raise RecipeError(
                 f"the controller's full length is {full_tokens} tokens, TRL's max_completion_length is "
-                f"{options.max_completion_length}; they are the same thing, so write the same number"
+                f"{options.max_completion_length}; both mean the same length, so write the same number"
             )
         if limits := [name for name in _LIMITS if name in (options.generation_kwargs or {})]:
             raise RecipeError(f"generation_kwargs sets {limits[0]}, which overrides the horizon; leave it out")
@@ -61,7 +61,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
         evaluation_loop = trainer.evaluation_loop
 
         def to_the_full_length(*args: Any, **settings: Any) -> Any:
-            self._limit(full_tokens)  # a step that was interrupted did not get to put it back
+            self._limit(full_tokens)  # an interrupted step has not restored it
             return evaluation_loop(*args, **settings)
 
         trainer.evaluation_loop = to_the_full_length  # type: ignore[method-assign]
@@ -69,15 +69,16 @@ class HorizonCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
+        """Restores the controller and horizon.jsonl of a resumed run."""
         if self.trainer is None:
-            raise RecipeError("HorizonCallback knows no trainer; write callback.attach(trainer) before trainer.train()")
+            raise RecipeError("HorizonCallback has no trainer; write callback.attach(trainer) before trainer.train()")
         if state.global_step > 0:
             states = cast(dict[str, Any], state.stateful_callbacks)
             saved = states.get(type(self).__name__)
             if saved is None:
                 raise CheckpointError(
-                    f"the checkpoint of step {state.global_step} was saved without HorizonCallback, so what its "
-                    "controller knew then is lost; begin anew, or go on without the callback"
+                    f"the checkpoint of step {state.global_step} was saved without HorizonCallback, so its "
+                    "controller's state is lost; start a new run, or continue without the callback"
                 )
             self.controller.load_state_dict(saved["attributes"]["controller"])
         if state.is_world_process_zero:
@@ -85,14 +86,16 @@ class HorizonCallback(TrainerCallback, ExportableState):
             _rewind(_lines(args), state.global_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        """Decides the horizon of the step and limits its completions."""
         self.decision = self.controller.decide(state.global_step)
         self._limit(self.decision.tokens)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        """Restores the full length, lets the controller observe the step, and records the decision."""
         assert self.trainer is not None
         assert self.decision is not None
         self._limit(self.controller.full_tokens)
-        metrics = self.trainer._metrics["train"]  # over all processes; emptied when TRL has logged them
+        metrics = self.trainer._metrics["train"]  # over all processes; TRL empties it at each log
         metrics["horizon"].append(self.decision.tokens)
         rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.controller.observe(
@@ -113,14 +116,15 @@ class HorizonCallback(TrainerCallback, ExportableState):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def state(self) -> dict[str, Any]:
-        """What transformers keeps in `trainer_state.json`."""
+        """Returns what transformers saves in `trainer_state.json`."""
         return {"args": {}, "attributes": {"controller": self.controller.state_dict()}}
 
     def _limit(self, tokens: int) -> None:
+        """Sets the length of completions in every place where TRL reads it."""
         trainer = self.trainer
         assert trainer is not None
         trainer.generation_config.max_new_tokens = tokens  # generate()
-        trainer.generation_kwargs["max_new_tokens"] = tokens  # lent to the model's own config while it generates
+        trainer.generation_kwargs["max_new_tokens"] = tokens  # overrides the model's own config during generation
         trainer.max_completion_length = tokens  # all turns of a completion with tools
         if trainer.use_vllm:
             trainer.vllm_generation.max_completion_length = tokens
@@ -131,7 +135,7 @@ def _lines(args: TrainingArguments) -> Path:
 
 
 def _rewind(path: Path, step: int) -> None:
-    """Forgets the decisions of steps that will be done again, and a line that was cut off."""
+    """Removes the decisions of steps that will run again, and an incomplete line."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     path.write_text("".join(kept), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Horizon control inside verl's on-policy distillation, by two of its extension points and nothing else.
+"""Controls the horizon of verl's on-policy distillation, through two of its extension points.
 
-verl asks an agent loop manager, which a configuration may name, to roll out a batch, and says in it which global step
-this is and whether it validates. Ours gives every *training* prompt two columns, the horizon of the step and the name
-of an agent loop of ours, which passes the horizon to the server as `max_tokens`. A validation batch passes untouched,
-so verl validates to its own full length. The teacher then scores what was sampled, and no more.
+verl calls an agent loop manager, which the configuration may name, to roll out a batch; the batch holds the global step
+and whether it is for validation. The manager here adds two columns to every *training* prompt: the step's horizon, and
+the name of an agent loop that passes the horizon to the server as `max_tokens`. A validation batch stays unchanged, so
+verl validates to its own full length. The teacher scores only what was sampled.
 
     actor_rollout_ref.model.external_lib=hopd.integrations.verl
     +actor_rollout_ref.rollout.agent.agent_loop_manager_class=hopd.integrations.verl_queue.HorizonManager
@@ -35,17 +35,19 @@ logger = logging.getLogger(__name__)
 
 
 @register(AGENT)
-class HorizonAgentLoop(SingleTurnAgentLoop):
-    """verl's single turn, of at most `horizon` response tokens."""
+class HorizonAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc, unused-ignore]
+    """Runs verl's single-turn loop with at most `horizon` response tokens."""
 
     async def run(self, sampling_params: dict[str, Any], *, horizon: int, **sample: Any) -> AgentLoopOutput:
+        """Rolls out one prompt to at most `horizon` tokens."""
         return await super().run(sampling_params | {"max_tokens": int(horizon)}, **sample)
 
 
 class Schedule:
-    """The horizons of a verl run by global step, from `rollout.custom.horizon`; T is `rollout.response_length`.
+    """Decides the horizon of a verl run by global step, from `rollout.custom.horizon`; T is `rollout.response_length`.
 
-    The step is all that a decision depends on, and verl restores it, so a resumed run goes on with the same horizons.
+    A decision depends on the step alone, and verl restores the step, so a resumed run has the same horizons. Raises
+    `RecipeError` if the configuration would not apply the horizon.
     """
 
     def __init__(self, config: DictConfig):
@@ -64,12 +66,12 @@ class Schedule:
         self.controller = build(OmegaConf.to_container(spec, resolve=True), rollout.response_length)
         if self.controller.state_dict():
             raise RecipeError(
-                f"horizon '{spec.controller}' learns from the steps, and verl keeps no state for it; take a schedule"
+                f"horizon '{spec.controller}' has a state, which verl does not save; use a schedule such as progressive"
             )
         self._last: Decision | None = None
 
     def decide(self, global_step: int, agents: set[str]) -> int:
-        """The response tokens of `global_step`, which verl counts from 1; `agents` are the loops that prompts name."""
+        """Returns the horizon of `global_step`, which verl counts from 1; `agents` are the prompts' loops."""
         for agent in agents:
             self._accept(agent)
         decision = self.controller.decide(global_step - 1)
@@ -81,18 +83,20 @@ class Schedule:
     @staticmethod
     def _accept(agent: str) -> None:
         if agent not in (REPLACED, AGENT):
-            raise RecipeError(f"hopd limits the rollouts of {REPLACED}, and {agent!r} would take the place of it")
+            raise RecipeError(f"hopd limits the rollouts of {REPLACED} only, and {agent!r} would replace it")
 
 
-class HorizonManager(AgentLoopManager):
-    """For trainers that roll out a `DataProto` at a time: `verl.trainer.main_ppo_v0`."""
+class HorizonManager(AgentLoopManager):  # type: ignore[misc, unused-ignore]
+    """Serves trainers that roll out a `DataProto` at a time: `verl.trainer.main_ppo_v0`."""
 
     def __init__(self, config: DictConfig, *clients: Any, **settings: Any):
         super().__init__(config, *clients, **settings)
         self.schedule = Schedule(config)
 
-    @auto_await  # as in verl: trainers call it with and without await
+    # As in verl, trainers call it with and without await.
+    @auto_await  # type: ignore[untyped-decorator, unused-ignore]
     async def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Rolls out a batch, to the step's horizon if it is for training."""
         if not prompts.meta_info.get("validate", False):
             columns = prompts.non_tensor_batch
             horizon = self.schedule.decide(prompts.meta_info["global_steps"], set(columns.get("agent_name", ())))

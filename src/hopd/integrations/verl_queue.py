@@ -1,6 +1,6 @@
-"""The manager of `hopd.integrations.verl` for trainers that roll out through verl's TransferQueue: `main_ppo`.
+"""Provides the manager of `hopd.integrations.verl` for trainers that use verl's TransferQueue: `main_ppo`.
 
-A file of its own, since it imports `transfer_queue`, which verl does not install by itself.
+It is a separate file because it imports `transfer_queue`, which verl does not install by itself.
 """
 
 from typing import Any
@@ -13,16 +13,17 @@ from verl.utils.tensordict_utils import assign_non_tensor_data, get
 from hopd.integrations.verl import AGENT, Schedule
 
 
-class HorizonManager(AgentLoopManagerTQ):
-    """In asynchronous modes the horizon is that of the step at which verl submits a prompt."""
+class HorizonManager(AgentLoopManagerTQ):  # type: ignore[misc, unused-ignore]
+    """Sets the horizon when verl submits a prompt, in asynchronous modes too."""
 
     def __init__(self, config: DictConfig, *clients: Any, **settings: Any):
         super().__init__(config, *clients, **settings)
         self.schedule = Schedule(config)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
+        """Submits a batch, with the step's horizon if it is for training."""
         if not get(prompts, "validate", False):
-            named = get(prompts, "agent_name", [])  # one for all prompts, or one each
+            named = get(prompts, "agent_name", [])  # one name for all prompts, or one for each
             agents = {named} if isinstance(named, str) else set(named)
             horizon = self.schedule.decide(get(prompts, "global_steps"), agents)
             assign_non_tensor_data(prompts, "agent_name", AGENT)

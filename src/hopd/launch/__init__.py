@@ -1,1 +1,1 @@
-"""Starts a run on machines that others manage."""
+"""Starts a run on the workers of a cluster. It knows nothing of a step: each worker runs the usual loop."""

@@ -1,5 +1,7 @@
-"""What the command line and its workers on Ray tell one another. It imports no torch: it is read in processes of Ray
-that have no other use for it."""
+"""Passes messages between the command line and its Ray workers.
+
+It imports no torch, because Ray also loads it in processes that train nothing.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +11,7 @@ from hopd.errors import HopdError
 
 
 class Board:
-    """An actor beside the command line."""
+    """Runs as a Ray actor on the command line's node, and holds output, signals, starts and errors of the workers."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -18,31 +20,35 @@ class Board:
         self._errors: list[HopdError] = []
 
     def write(self, text: str) -> None:
+        """Appends output for the command line to print."""
         self._text += text
 
     def read(self, signum: int | None) -> tuple[bool, str]:
-        """Takes the signal that the command line got, and gives whether workers run, and what they wrote."""
+        """Stores the command line's signal. Returns whether workers have started, and their new output."""
         text, self._text, self._signal = self._text, "", signum or self._signal
         return bool(self._starts), text
 
     def start(self, rank: int) -> int | None:
-        """How often this worker was started before; or None, if the run has ended in an error that starting again
-        would not help."""
+        """Counts a start of this worker and returns the number of earlier ones, or None if the run has failed with an
+        error that a restart would not fix."""
         self._starts[rank] += 1
         return None if self._errors else self._starts[rank] - 1
 
     def signal(self) -> int | None:
+        """Returns the signal that the command line received, if any."""
         return self._signal
 
     def fail(self, error: HopdError) -> None:
+        """Stores an error that a restart would not fix."""
         self._errors.append(error)
 
     def errors(self) -> list[HopdError]:
+        """Returns the errors of all workers, the first one first."""
         return self._errors
 
 
 def lost(failures: Mapping[int, Exception]) -> str | None:
-    """A sentence on the workers that ended without a word, where there are any: others fail in their wake."""
+    """Returns a sentence about the workers whose process died, or None: other workers fail only as a consequence."""
     from ray.exceptions import RayActorError
 
     causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
@@ -51,7 +57,7 @@ def lost(failures: Mapping[int, Exception]) -> str | None:
 
 
 def reporter(board: Any) -> Any:
-    """A callback of Ray Train that writes on the board why workers are started again."""
+    """Returns a Ray Train callback that writes to the board why workers are restarted."""
     import ray
     from ray.train import UserCallback
 

@@ -1,7 +1,7 @@
-"""The loop on workers that Ray Train places, and starts again when one is lost.
+"""Trains on workers that Ray Train places, and restarts when one is lost.
 
-It knows nothing of a step: each worker makes the `Distiller` that a process of torchrun would make, and workers that
-were started again go on from the run's last checkpoint.
+It knows nothing of a step: each worker builds the `Distiller` that a torchrun process would build, and restarted
+workers resume from the run's last checkpoint.
 """
 
 import io
@@ -34,15 +34,16 @@ POLL_SECONDS = 0.5
 
 
 def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> int:
-    """Trains on so many workers, one GPU each where Ray has GPUs, and gives the number of complete steps. The preflight
-    runs on the first workers, not on those of a restart.
+    """Trains on `workers` workers, with one GPU each if Ray has GPUs, and returns the number of complete steps.
 
-    The cluster is the one that RAY_ADDRESS names, or else a Ray that is started here and ends with the run. Raises what
-    a worker raised if it is a `HopdError`; `WorkersLost` after more than `restarts` restarts; `Interrupted` once the
-    complete steps have been saved.
+    The cluster is the one at RAY_ADDRESS, or a local Ray that is started here and ends with the run. The preflight runs
+    at the first start, not after a restart. Raises a worker's `HopdError`; `WorkersLost` after more than `restarts`
+    restarts; `Interrupted` once the complete steps have been saved.
     """
     check_trackers(recipe.trackers)
-    RunDirectory(recipe.directory).latest_checkpoint(recipe, resume)  # for its errors: workers resume in any case
+    RunDirectory(recipe.directory).latest_checkpoint(
+        recipe, resume
+    )  # raises now if the run cannot start; workers always resume
     with _ray(workers) as ray, tempfile.TemporaryDirectory() as place, Interruption(together=True) as interruption:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -66,7 +67,8 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
     if isinstance(result, Exception):
         if gone := lost(getattr(result, "worker_failures", {})):
             raise WorkersLost(
-                f"{gone}, once more than --ray-restarts {restarts} allows; checkpoints are whole: go on with --resume"
+                f"{gone}, once more than --ray-restarts {restarts} allows; checkpoints are complete: "
+                "continue with --resume"
             ) from None
         raise result
     if result is None:
@@ -75,7 +77,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
 
 
 def _work(given: dict[str, Any]) -> int | None:
-    """What a worker does: complete steps of the run, or None if it was told to stop."""
+    """Runs in a worker. Returns the complete steps of the run, or None if it was interrupted."""
     import ray
     import ray.train
 
@@ -85,14 +87,14 @@ def _work(given: dict[str, Any]) -> int | None:
         return None
     sys.argv = given["command"]  # for environment.json
     try:
-        _go_to(given["directory"])
+        _change_directory(given["directory"])
         recipe = Recipe.parse(yaml.safe_load(given["recipe"]))
         console = Console(file=_Lines(board), highlight=False) if first else None
         progress = Progress(quiet=not first, console=console)
         parts = build(recipe, resume=True, progress=progress)
-        with _listening(board, parts.interruption):
+        with _receiving_signals(board, parts.interruption):
             if starts:
-                progress.note(f"ray: the workers were started again ({starts} of {given['restarts']})")
+                progress.note(f"ray: the workers were restarted ({starts} of {given['restarts']})")
             else:
                 for line in preflight(parts):
                     progress.note(line)
@@ -101,7 +103,7 @@ def _work(given: dict[str, Any]) -> int | None:
         return None
     except HopdError as error:
         ray.get(board.fail.remote(error))
-        raise  # the others may wait for this worker: Ray ends them
+        raise  # other workers may wait for this one, and Ray ends them
 
 
 def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str) -> Any:
@@ -119,7 +121,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
         scaling_config=train.ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
         run_config=train.RunConfig(
             name=recipe.name,
-            storage_path=place,  # of Ray's own bookkeeping: checkpoints are the run's
+            storage_path=place,  # only for Ray's own bookkeeping: checkpoints are in the run's directory
             failure_config=train.FailureConfig(max_failures=restarts),
             callbacks=[reporter(board)],
             logging_config=train.LoggingConfig(log_level="CRITICAL"),
@@ -128,7 +130,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
 
 
 def _fit(trainer: Any) -> Any:
-    """What the first worker gave, or the exception."""
+    """Returns the first worker's result, or the exception."""
     try:
         return trainer.fit().return_value
     except Exception as error:
@@ -137,10 +139,13 @@ def _fit(trainer: Any) -> Any:
 
 @contextmanager
 def _ray(workers: int) -> Iterator[Any]:
-    """Ray, connected and quiet; of a Ray that was started here nothing is left afterwards."""
+    """Connects to Ray, quietly, and shuts down afterwards; a Ray that was started here leaves nothing behind.
+
+    Raises `RecipeError` if Ray is not installed, does not answer, or is too small.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        # A Ray listens on all interfaces and runs what it is told: this one, only by who knows the token.
+        # Ray listens on all interfaces and runs any command: a token restricts this one to our own processes.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -158,36 +163,37 @@ def _ray(workers: int) -> Iterator[Any]:
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     except ConnectionError as error:
         raise RecipeError(
-            f"no Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}); if it wants a token, set "
+            f"no Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}); if it requires a token, set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here too"
         ) from None
     try:
-        has = ray.cluster_resources()
+        has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         unit = "GPU" if "GPU" in has else "CPU"
         if has[unit] < workers:
-            what = f"--ray {workers} needs as many {unit}s, and Ray has {has[unit]:g}"
+            what = f"--ray {workers} needs {workers} {unit}s, and Ray has {has[unit]:g}"
             if not address:
-                raise RecipeError(f"{what}; write --ray {has[unit]:g}, or RAY_ADDRESS for a cluster")
+                raise RecipeError(f"{what}; write --ray {has[unit]:g}, or set RAY_ADDRESS to use a cluster")
             print(f"ray: {what}: waiting for more", flush=True)
         yield ray
     finally:
         ray.shutdown()
 
 
-def _go_to(directory: str) -> None:
-    """Ray starts workers in a directory of its own; paths of a recipe are meant from where hopd was started."""
+def _change_directory(directory: str) -> None:
+    """Changes to the directory that hopd was started in: a recipe's paths are relative to it, and Ray's workers start
+    elsewhere."""
     try:
         os.chdir(directory)
     except OSError as error:
         raise RecipeError(
-            f"a node of the cluster cannot go to {directory} ({error.strerror}): start hopd in a directory that all "
-            "nodes share"
+            f"a node of the cluster cannot change to {directory} ({error.strerror}): start hopd in a directory that "
+            "all nodes share"
         ) from None
 
 
 @contextmanager
-def _listening(board: Any, interruption: Interruption) -> Iterator[None]:
-    """Inside, a signal that the command line got reaches this worker."""
+def _receiving_signals(board: Any, interruption: Interruption) -> Iterator[None]:
+    """Forwards signals of the command line to this worker while the context lasts."""
     import ray
 
     done = Event()
@@ -205,7 +211,7 @@ def _listening(board: Any, interruption: Interruption) -> Iterator[None]:
 
 
 class _Lines(io.StringIO):
-    """A file whose lines the command line prints."""
+    """Is a file whose lines the command line prints."""
 
     def __init__(self, board: Any):
         super().__init__()

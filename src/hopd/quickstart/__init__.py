@@ -1,4 +1,7 @@
-"""The quickstart: a recipe and two models of 0.65M parameters that come with the package."""
+"""Contains the quickstart: a recipe and two models of 0.65M parameters, and the demo that trains with them.
+
+Only the demo knows the rest of hopd; this module itself loads nothing.
+"""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The demo: the quickstart recipe three times, with full rollouts (OPD), POPD and TOPD, and what each of them cost.
+"""Runs the demo: trains the quickstart recipe with full rollouts (OPD), POPD and TOPD, and compares their costs.
 
-One seed, so it shows the effect and does not measure it: the evaluations are to the full length and on the same
-held-out problems, but a comparison that is to be believed needs several seeds.
+All three are evaluated to the full length, on the same held-out problems. With one seed, the demo shows the effect but
+does not measure it: a reliable comparison needs several seeds.
 """
 
 import json
@@ -23,7 +23,7 @@ from hopd.run.progress import Progress
 
 @dataclass(frozen=True)
 class Variant:
-    """A horizon, how many steps it gets, and how often it is evaluated: the shorter its steps, the more of them."""
+    """Describes one run of the demo: its horizon, its steps, and the interval of its evaluations in steps."""
 
     title: str
     horizon: Mapping[str, Any]
@@ -40,7 +40,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. Seconds and tokens are those of training; `seconds_to_target` is None where it was not reached."""
+    """Holds the result of one run. Seconds and tokens are of training; `seconds_to_target` is None if never reached."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -52,10 +52,13 @@ class Outcome:
 
 
 def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[str, Outcome]:
-    """Writes `out/NAME/` for each run, `out/figure.png` and `out/summary.json`, and prints the table."""
+    """Trains all variants, writes `out/NAME/` for each, `out/figure.png` and `out/summary.json`, and prints a table.
+
+    Raises `RecipeError` if `out` is not empty.
+    """
     console = console or Console(highlight=False)
     if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"{out} holds an earlier demo or something else: remove it, or choose another with --out")
+        raise RecipeError(f"{out} is not empty: remove it, or choose another directory with --out")
     curves: dict[str, list[dict[str, Any]]] = {}
     for name, variant in VARIANTS.items():
         console.print(f"\n{variant.title}", style="bold")
@@ -67,12 +70,12 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
             output=str(out),
             horizon=dict(variant.horizon),
             training=recipe.training.model_dump() | {"steps": variant.steps},
-            # All three begin with the same student, so the first of them alone looks at it.
+            # All three start from the same student, so only the first run evaluates it.
             evaluation=evaluation.model_dump() | {"every": variant.every, "at_start": not curves},
         )
         result = Distiller.of(recipe, progress=Progress(console=console)).train()
-        beginning = next((curve[:1] for curve in curves.values()), [])
-        curves[name] = beginning + result.directory.read("evaluations")
+        start = next((curve[:1] for curve in curves.values()), [])
+        curves[name] = start + result.directory.read("evaluations")
     target = curves["opd"][-1]["accuracy"]
     outcomes = {name: _outcome(curve, target) for name, curve in curves.items()}
     summary = {name: asdict(outcome) for name, outcome in outcomes.items()}
@@ -99,7 +102,7 @@ def _outcome(curve: list[dict[str, Any]], target: float) -> Outcome:
 
 
 def _table(outcomes: Mapping[str, Outcome], target: float) -> Table:
-    title = f"evaluated at the full length; target: what OPD ends with, {100 * target:.1f} %"
+    title = f"evaluated at the full length; target: OPD's final accuracy, {100 * target:.1f} %"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
     table.add_column("horizon", no_wrap=True)
     for column in ("accuracy", "95 %", "seconds", "to target", "tokens", "stops"):
@@ -118,7 +121,7 @@ def _table(outcomes: Mapping[str, Outcome], target: float) -> Table:
 
 
 def draw(curves: Mapping[str, list[dict[str, Any]]], target: float, path: Path) -> None:
-    """Accuracy against seconds and against generated tokens."""
+    """Plots accuracy against seconds and against generated tokens."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,7 @@
-"""The typed configuration of a run, as plain data. It knows YAML; it loads no torch and no models."""
+"""Holds the typed configuration of a run as plain data, read from YAML or made in Python.
+
+It loads no torch and knows no model, no engine and no file but the recipe itself.
+"""
 
 from hopd.recipe.decoding import Decoding, NativeDecoding, VllmDecoding, VllmServers
 from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, ServerSource, TeacherPlugin, TeacherSource

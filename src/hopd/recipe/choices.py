@@ -1,4 +1,4 @@
-"""What a run does, as a recipe names it: the horizon, the loss window and the objective, built-in or of your own."""
+"""Reads and writes the horizon, the loss window and the objective of a recipe, whether built-in or a plug-in."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from hopd.recipe.sentences import as_pydantic
 
 def _read_horizon(value: Any, info: ValidationInfo) -> Any:
     rollout = info.data.get("rollout")
-    if rollout is None:  # an error of its own, without which the full length is not known
+    if rollout is None:  # the rollout section is reported by itself, and without it the full length is unknown
         return value
     if not isinstance(value, horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged):
         return _read(value, "controller", lambda spec: horizons.build(spec, full_tokens=rollout.full_tokens))
@@ -24,7 +24,7 @@ def _read_horizon(value: Any, info: ValidationInfo) -> Any:
         raise as_pydantic(
             RecipeError(
                 f"the horizon's full length is {value.full_tokens} tokens, and rollout.full_tokens is "
-                f"{rollout.full_tokens}; they are the same thing, so write the same number"
+                f"{rollout.full_tokens}; both mean the same length, so write the same number"
             )
         )
     return value
@@ -37,8 +37,11 @@ def _read_window(value: Any) -> Any:
 
 
 def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Makes what the mapping describes. A plug-in is made too, to see its errors, but kept as its name and options: it
-    may have a state, and every run begins with a new one."""
+    """Builds the object that the mapping describes.
+
+    A plug-in is built as well, so that its errors show, but the recipe keeps its name and options: the object may have
+    a state, and every run starts with a new one.
+    """
     if isinstance(value, Plugin):
         value = value.spec(tag)
     if not isinstance(value, Mapping):
@@ -63,8 +66,8 @@ _OPTIONS = {
 }
 
 
-def _of_one_estimator(content: Any) -> Any:
-    """Reads the recipe.yaml of runs of early 0.1.0 too: it has every option of every estimator, and one is meant."""
+def _drop_other_estimators(content: Any) -> Any:
+    """Accepts the recipe.yaml of early 0.1.0 runs too, which lists every estimator's options: keeps only its own."""
     every = {"estimator"}.union(*_OPTIONS.values())
     if not isinstance(content, Mapping) or set(content) != every:
         return content
@@ -105,5 +108,5 @@ Objective = Annotated[
         Tag("<estimator plug-in>"),
     ],
     kind_named_by("estimator", tuple(_OPTIONS), default="full"),
-    BeforeValidator(_of_one_estimator),
+    BeforeValidator(_drop_other_estimators),
 ]

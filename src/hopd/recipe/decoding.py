@@ -1,4 +1,4 @@
-"""Who decodes a recipe's rollouts: hopd itself, a vLLM in the same process, or vLLM servers."""
+"""Describes the engine that decodes a recipe's rollouts: hopd itself, a colocated vLLM, or vLLM servers."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -10,14 +10,17 @@ from hopd.recipe.servers import Servers
 
 
 class NativeDecoding(Section):
-    """By hopd's own engine, with the student's weights themselves."""
+    """Decodes with hopd's own engine, from the student's weights themselves."""
 
     kind: Literal["native"] = "native"
 
 
 class VllmDecoding(Section):
-    """By a vLLM beside the trainer. `memory` is its share of the device's memory; with `sleep` it gives it back while
-    the student is trained (GPUs only)."""
+    """Decodes with a colocated vLLM.
+
+    `memory` is vLLM's fraction of the device's memory. With `sleep`, it releases that memory while the student is
+    trained (GPUs only). With `eager`, it uses neither compilation nor CUDA graphs.
+    """
 
     kind: Literal["vllm"]
     memory: float = Field(0.4, gt=0, lt=1)
@@ -26,7 +29,8 @@ class VllmDecoding(Section):
 
 
 class VllmServers(Servers):
-    """By `vllm serve`. Weights go there by `nccl`, or as a `file` in a directory that trainer and servers both see."""
+    """Decodes with `vllm serve`. Weights are sent by `nccl`, or as a `file` in a directory that trainer and servers
+    share."""
 
     where: ClassVar[str] = "rollout.engine"
 
@@ -37,11 +41,11 @@ class VllmServers(Servers):
     concurrency: int = Field(256, ge=1)
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _directory_for_file(self) -> Self:
         if (self.weights == "file") != (self.directory is not None):
             raise RecipeError(
-                "rollout.engine: weights: file needs a directory that trainer and servers see, and weights: nccl needs "
-                "none"
+                "rollout.engine: weights: file needs a directory that trainer and servers share, and weights: nccl "
+                "takes none"
             )
         return self
 

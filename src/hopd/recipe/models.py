@@ -1,4 +1,4 @@
-"""Where the models of a recipe come from: a directory or hub, the student's own base, servers, a class of your own."""
+"""Describes the source of a recipe's models: a directory or hub, the student's own base, servers, or a plug-in."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from hopd.recipe.servers import Servers
 
 
 class ModelSource(Section):
-    """A directory, a hub name, or `package:NAME/PATH`; `layers` keeps those decoder layers only."""
+    """Names a directory, a hub model, or `package:NAME/PATH`. `layers` keeps only these decoder layers."""
 
     model: str
     layers: list[int] | None = None
@@ -18,13 +18,13 @@ class ModelSource(Section):
 
 
 class AdaptersOff(Section):
-    """The student with its adapters switched off: no second copy of the weights."""
+    """Uses the student with its adapters switched off as the teacher, which needs no second copy of the weights."""
 
     adapter_disabled: Literal[True]
 
 
 class ServerSource(Servers):
-    """A teacher that servers hold. A request takes up to `sequences` sequences."""
+    """Names a remote teacher. One request carries up to `sequences` sequences."""
 
     where: ClassVar[str] = "teacher"
 
@@ -33,8 +33,10 @@ class ServerSource(Servers):
 
 
 class TeacherPlugin(PluginSection):
-    """A teacher of your own: a class with `gives` and `score(batch)` (`hopd.teacher.Teacher`). Its constructor is given
-    the `student` and the rollout's `temperature`, if it has parameters of these names."""
+    """Names a teacher class of your own, with `gives` and `score(batch)` (`hopd.teacher.Teacher`).
+
+    Its constructor receives the `student` and the rollout's `temperature` if it has parameters of these names.
+    """
 
     where: ClassVar[str] = "teacher"
     given: ClassVar[tuple[str, ...]] = ("student", "temperature")
@@ -42,7 +44,7 @@ class TeacherPlugin(PluginSection):
 
 
 def _kind(source: Any) -> str:
-    """Each kind has a key of its own."""
+    """Returns the union tag of a teacher: each kind has one key that no other kind has."""
     keys = source if isinstance(source, Mapping) else getattr(type(source), "model_fields", ())
     kinds = {"server": "<server>", "adapter_disabled": "<base>", "source": "<plug-in>"}
     return next((tag for key, tag in kinds.items() if key in keys), "<model>")
@@ -58,7 +60,7 @@ TeacherSource = Annotated[
 
 
 class LoraSection(Section):
-    """Adapters of rank `rank`, scaled by alpha / rank, beside all linear layers or those that are named."""
+    """Adds adapters of rank `rank`, scaled by alpha / rank, to all linear layers or to the named ones."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)

@@ -1,7 +1,6 @@
-"""A run as one typed value. The recipe knows YAML, and loads no torch.
+"""Describes a run as one typed value, which is checked as a whole before any model or data is loaded.
 
-It is checked as a whole before anything is loaded: an unknown key is an error with the nearest name, and every value
-has a range.
+An unknown key is an error with the nearest name, and every value has a range. It reads YAML and loads no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,9 @@ from hopd.recipe.tasks import FileSource, TaskSource
 
 
 class Recipe(Section):
-    """A whole run. `Recipe.load(path)` reads one, `Recipe(name=..., ...)` makes one from values, sections or mappings.
+    """Describes a whole run. `Recipe.load(path)` reads one; `Recipe(name=..., ...)` takes values, sections or mappings.
 
-    Errors are `RecipeError`, a sentence each.
+    Raises `RecipeError` with one sentence for each mistake.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -58,9 +57,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if (self.teacher is None) == (not self.teachers):
-            raise RecipeError("a recipe has either one teacher, or teachers by name")
+            raise RecipeError(
+                "a recipe has either one teacher, or several teachers by name: write teacher: {…}, or teachers: {…}"
+            )
         if self.teachers and not (isinstance(self.task, FileSource) and self.task.teacher):
-            raise RecipeError("with several teachers, task.teacher must name the column that says which one")
+            raise RecipeError("with several teachers, task.teacher must name the column with each prompt's teacher")
         if self.teacher and isinstance(self.task, FileSource) and self.task.teacher:
             raise RecipeError("task.teacher names a column of teachers, and there is only one: write teachers: {…}")
         if isinstance(self.teacher, AdaptersOff) and self.lora is None:
@@ -75,21 +76,26 @@ class Recipe(Section):
         return self
 
     def controller(self) -> horizons.Controller:
-        """Makes the horizon's controller: of your own, a new one each time."""
+        """Returns the horizon's controller; a plug-in is built anew at each call."""
         if isinstance(self.horizon, Plugin):
             return horizons.build(self.horizon.spec("controller"), full_tokens=self.rollout.full_tokens)
         return self.horizon
 
     def loss_window(self) -> horizons.Window:
+        """Returns the loss window; a plug-in is built anew at each call."""
         return horizons.build_window(self.window.spec("kind")) if isinstance(self.window, Plugin) else self.window
 
     @property
     def directory(self) -> Path:
+        """Returns the run's directory, `output/name`."""
         return Path(self.output) / self.name
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-        """From a YAML file, with `overrides` such as `training.steps=10` or `horizon={controller: full}`."""
+        """Reads a YAML file and applies `overrides` such as `training.steps=10` or `horizon={controller: full}`.
+
+        Raises `RecipeError` if there is no such file, or if its content is not a valid recipe.
+        """
         path = Path(path)
         if not path.is_file():
             raise RecipeError(f"no recipe at {path} (looked in {Path.cwd()})")
@@ -107,16 +113,17 @@ class Recipe(Section):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """Makes a recipe from a mapping. Raises `RecipeError` whose sentences begin with `where`."""
         try:
             return cls.model_validate(content)
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
 
     def with_changes(self, **sections: Any) -> "Recipe":
-        """A copy with some sections replaced, checked anew."""
+        """Returns a copy with some sections replaced, checked as a whole. Raises `RecipeError`."""
         return Recipe.parse(self.model_dump() | sections)
 
     def yaml(self) -> str:
-        """The resolved recipe: every default written out."""
-        # Python's types, not JSON's: the steps of a staged horizon are numbers, which JSON would turn into text.
+        """Returns the resolved recipe as YAML, with every default written out."""
+        # Python's types, not JSON's: JSON would turn the steps of a staged horizon, which are integer keys, into text.
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

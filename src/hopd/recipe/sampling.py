@@ -1,4 +1,4 @@
-"""How a rollout's tokens are drawn, as plain numbers. `hopd.rollout.sampling` draws by them; a recipe holds them."""
+"""Holds the sampling settings of a rollout as plain numbers; `hopd.rollout.sampling` draws tokens with them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,10 @@ from hopd.errors import RecipeError
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing."""
+    """Sets how tokens are sampled. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep all tokens.
+
+    Raises `RecipeError` for a value out of range.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0

@@ -1,4 +1,4 @@
-"""What the sections of a recipe have in common: strict models, kinds that a key names, and plug-ins."""
+"""Defines what all sections of a recipe share: strict models, unions picked by a key, and plug-ins."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
@@ -7,32 +7,33 @@ from pydantic import BaseModel, ConfigDict, Discriminator, model_validator
 
 from hopd import plugin
 
-UNKNOWN_KIND = "unknown_kind"  # the type of the error for a kind that does not exist
+UNKNOWN_KIND = "unknown_kind"  # pydantic's type of the error for a kind that does not exist
 
 
 class Section(BaseModel):
-    """A part of a recipe."""
+    """Is the base of all parts of a recipe: immutable, without unknown keys, infinities or NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PluginSection(Section):
-    """A class of your own, `source: my.module:Name`. Its options are the other keys."""
+    """Names a class of your own, `source: my.module:Name`. The other keys are its options."""
 
     model_config = ConfigDict(extra="allow")
 
-    where: ClassVar[str]  # in a recipe
-    given: ClassVar[tuple[str, ...]] = ()  # what its constructor is handed besides the options, if it asks for it
+    where: ClassVar[str]  # the section's place in a recipe
+    given: ClassVar[tuple[str, ...]] = ()  # arguments that its constructor may ask for besides the options
     needs: ClassVar[tuple[str, ...]]  # the attributes that it must have
 
     source: str
 
     @property
     def options(self) -> dict[str, Any]:
+        """Returns the keys of the section that are passed to the class."""
         return dict(self.model_extra or {})
 
     def make(self, **given: Any) -> Any:
-        """Raises `RecipeError` where the class cannot be made, or lacks something."""
+        """Builds the object. Raises `RecipeError` if the class cannot be built or lacks an attribute of `needs`."""
         return plugin.build(self.where, "source", {}, {"source": self.source, **self.options}, self.needs, **given)
 
     @model_validator(mode="after")
@@ -45,7 +46,7 @@ class PluginSection(Section):
 def kind_named_by(key: str, known: Collection[str], default: str | None = None, plugins: bool = True) -> Discriminator:
     """Picks the arm of a union by the value of `key`: the tag `<key name>`, or `<key plug-in>` for `my.module:Name`.
 
-    Tags are no keys that anybody wrote; `sentences` tells them by their brackets.
+    Tags show up in the places of pydantic's errors; `sentences` recognises them by their brackets and leaves them out.
     """
 
     def tag(content: Any) -> str | None:

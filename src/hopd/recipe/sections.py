@@ -1,4 +1,4 @@
-"""The sections of a recipe with the numbers of a run: rollouts, training, evaluation, checkpoints."""
+"""Defines the sections of a recipe that hold numbers: rollouts, training, evaluation, checkpoints."""
 
 from typing import Annotated, Literal
 
@@ -12,8 +12,12 @@ from hopd.recipe.tasks import TaskSource
 
 
 class RolloutSection(Section):
-    """A step samples `samples` rollouts of each of `prompts` prompts. `mismatch_alarm`: nats a token by which engine
-    and learner may differ before the run says so; by default what rounding explains in the training's precision."""
+    """Sets what a step samples: `samples` rollouts of each of `prompts` prompts.
+
+    `full_tokens` is T, and `prompt_tokens` the longest prompt, in tokens; `rows` is the number of concurrent sequences.
+    `mismatch_alarm` is the difference between the engine's and the learner's log-probs, in nats per token, above which
+    the run warns; by default, what rounding explains in the training's precision.
+    """
 
     engine: Decoding = NativeDecoding()
     prompts: int = Field(ge=1)
@@ -29,15 +33,16 @@ class RolloutSection(Section):
 
     @property
     def sampling(self) -> Sampling:
+        """Returns the settings that tokens are sampled with."""
         return Sampling(self.temperature, self.top_p, self.top_k)
 
     @model_validator(mode="after")
-    def _known_log_probs(self) -> "RolloutSection":
+    def _untempered_log_probs(self) -> "RolloutSection":
         cut = self.top_p < 1 or self.top_k > 0
         if self.engine.kind != "native" and cut and self.temperature != 1:
             raise RecipeError(
-                "rollout: vLLM gives log-probs before the temperature or after the cut, and training needs those "
-                "between; write temperature: 1, or no top_p and top_k, or engine: {kind: native}"
+                "rollout: vLLM returns log-probs before the temperature or after top_p and top_k, and training needs "
+                "those in between; write temperature: 1, or no top_p and top_k, or engine: {kind: native}"
             )
         return self
 
@@ -46,7 +51,11 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingSection(Section):
-    """`steps` or `epochs`. `mini_batch` prompts make one optimiser step (all of the rollout's, if it is not given)."""
+    """Sets the length of a run, `steps` or `epochs`, and how the student is updated.
+
+    An optimiser step uses `mini_batch` prompts (by default, all prompts of the rollout). `tokens_per_batch` limits one
+    micro-batch, padding included.
+    """
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
@@ -64,14 +73,15 @@ class TrainingSection(Section):
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainingSection":
+    def _steps_or_epochs(self) -> "TrainingSection":
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError("training needs either steps or epochs: write steps: 200, or epochs: 2")
         return self
 
 
 class EvaluationSection(Section):
-    """On `task`, always to the full length. Every `every` steps or every `every_flops` of training, and at the end."""
+    """Evaluates on `task`, always to the full length, every `every` steps or `every_flops` FLOPs of training, and
+    at the end. `rows` is the number of concurrent sequences."""
 
     task: TaskSource
     every: int | None = Field(None, ge=1)
@@ -87,6 +97,7 @@ class EvaluationSection(Section):
 
     @property
     def sampling(self) -> Sampling:
+        """Returns the settings that tokens are sampled with."""
         return Sampling(self.temperature, self.top_p, self.top_k)
 
     @model_validator(mode="after")
@@ -99,7 +110,8 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    """Every `every` steps, and at the end. `keep_best` keeps the one with the best evaluation besides the last ones."""
+    """Saves every `every` steps and at the end. Keeps the last `keep_last` checkpoints and, with `keep_best`, the one
+    with the best evaluation."""
 
     every: int = Field(50, ge=1)
     keep_last: int = Field(2, ge=1)

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in sentences for a person: one for each of pydantic's errors."""
+"""Turns pydantic's errors into sentences for a person, one for each mistake in a recipe."""
 
 import dataclasses
 import typing
@@ -16,11 +16,12 @@ SENTENCE = "sentence"  # the type of an error whose message is a whole sentence
 
 
 def as_pydantic(error: RecipeError) -> PydanticCustomError:
-    """Gives an error that pydantic collects with the recipe's others."""
+    """Returns an error that pydantic reports together with the other mistakes of the recipe."""
     return PydanticCustomError(SENTENCE, "{sentence}", {"sentence": str(error)})
 
 
 def sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """Yields a sentence for each mistake, with its place in the recipe `model` and, for a key, the nearest name."""
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"] if not _is_tag(part)) or "the recipe"
         match problem["type"]:
@@ -45,14 +46,14 @@ def _unknown_kind(path: str, problem: ErrorDetails) -> str:
 
 
 class _Arm(NamedTuple):
-    """A class that may hold a section's keys, with the tag of its kind where the section is a union."""
+    """Pairs a class that may hold a section's keys with its tag, where the section is a union."""
 
     tag: str | None
     section: type
 
 
 def _hint(model: type[BaseModel], loc: Sequence[int | str]) -> str:
-    """Names the nearest key that the section takes, or the kinds of section that take this very key."""
+    """Suggests the nearest key that the section takes, or the kinds of section that take this very key."""
     *places, key = loc
     arms, others = [_Arm(None, model)], list[_Arm]()
     for part in places:

@@ -1,4 +1,4 @@
-"""What teachers and engines behind servers have in common."""
+"""Defines what remote teachers and remote engines share: addresses, key and times."""
 
 from typing import ClassVar, Self
 from urllib.parse import urlsplit
@@ -10,13 +10,13 @@ from hopd.recipe.section import Section
 
 
 class Servers(Section):
-    """One vLLM server, or several that hold the same model. Times are in seconds.
+    """Names one vLLM server, or several with the same model. Times are in seconds.
 
-    `concurrency` requests go to a server at once; one that fails is sent again until `deadline`, first after about
-    `backoff`, then after twice as long, and so on.
+    At most `concurrency` requests are in flight to each server. A failed request is retried until `deadline`, first
+    after about `backoff`, then after twice as long, and so on. `api_key_env` is the environment variable with the key.
     """
 
-    where: ClassVar[str]  # in a recipe
+    where: ClassVar[str]  # the section's place in a recipe
 
     server: str | list[str]
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -27,6 +27,7 @@ class Servers(Section):
 
     @property
     def servers(self) -> list[str]:
+        """Returns the base addresses, without a trailing slash or /v1."""
         given = [self.server] if isinstance(self.server, str) else self.server
         return [server.rstrip("/").removesuffix("/v1") for server in given]
 
@@ -38,9 +39,9 @@ class Servers(Section):
         for server in self.servers:
             parts = urlsplit(server)
             if parts.username or parts.password:
-                raise RecipeError(f"{where} must hold no user or password; write api_key_env: VARIABLE")
+                raise RecipeError(f"{where} must not contain a user or password; write api_key_env: VARIABLE")
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise RecipeError(f"{where} is an address such as http://127.0.0.1:8000, got {server!r}")
+                raise RecipeError(f"{where} must be an address such as http://127.0.0.1:8000, got {server!r}")
         if len(set(self.servers)) < len(self.servers):
             raise RecipeError(f"{where} names the same address twice")
         return self

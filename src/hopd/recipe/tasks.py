@@ -1,4 +1,4 @@
-"""Where the prompts of a recipe come from."""
+"""Describes the source of a recipe's prompts: a built-in task, a file, a reasoning-gym dataset, or a plug-in."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ class _TaskSource(Section):
 
 
 class AdditionSource(_TaskSource):
-    """The quickstart task: repeated addition with a scratchpad."""
+    """Selects the quickstart task: `steps` additions in a row, with a scratchpad. `size` is the number of problems."""
 
     source: Literal["addition"]
     steps: int = Field(12, ge=1, le=26)
@@ -22,7 +22,10 @@ class AdditionSource(_TaskSource):
 
 
 class FileSource(_TaskSource):
-    """Prompts from a .jsonl or .parquet file, or a `datasets` directory or hub name."""
+    """Reads prompts from a .jsonl or .parquet file, or from a `datasets` directory or hub dataset.
+
+    `prompt`, `answer` and `teacher` are names of columns; `limit` keeps the first prompts only.
+    """
 
     source: Literal["file"]
     path: str
@@ -35,7 +38,7 @@ class FileSource(_TaskSource):
 
 
 class GymSource(_TaskSource):
-    """A reasoning-gym dataset, by name."""
+    """Names a reasoning-gym dataset with `size` problems and its own `options`."""
 
     source: Literal["reasoning_gym"]
     name: str
@@ -45,7 +48,7 @@ class GymSource(_TaskSource):
 
 
 class TaskPlugin(PluginSection):
-    """A task of your own: a class with `problems` and `score` (`hopd.tasks.Task`)."""
+    """Names a task class of your own, with `problems` and `score` (`hopd.tasks.Task`)."""
 
     where: ClassVar[str] = "task"
     needs: ClassVar[tuple[str, ...]] = ("problems", "score")

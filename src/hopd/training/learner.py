@@ -1,4 +1,7 @@
-"""One optimiser step from a set of rollouts. It knows nothing of horizons, prompts or files."""
+"""Computes and applies one optimiser step from a set of rollouts.
+
+It receives finished rollouts and a loss window. It does not know the horizon, the engine or the recipe.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +27,7 @@ from hopd.training.statistics import StepStatistics
 
 @dataclass
 class Learner:
-    """Holds what an update needs; `teacher_costs` are those of local teachers, by name."""
+    """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one)."""
 
     student: LanguageModel
     teacher: Teacher
@@ -43,34 +46,40 @@ class Learner:
         self.remote = RemoteTeachers(remote_by_name(self.teacher), self.processes)
 
     def fetch(self, mini_batches: Sequence[Sequence[Rollout]], seed: int) -> None:
-        """Has remote teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
+        """Lets remote teachers score a whole step before its first update. Raises `TeacherUnavailable`."""
         if self.remote.teachers:
             with self.ledger.phase("teacher"):
                 self.remote.fetch([batch for rollouts in mini_batches for batch in self.batches(rollouts, seed)])
 
     def accumulate(self, rollouts: Sequence[Rollout], seed: int, statistics: StepStatistics) -> None:
-        """The gradient of sum over loss tokens / their number in the whole optimiser step: all micro-batches and all
-        processes together. Raises `NonFiniteLoss`, which names the rollout."""
+        """Adds up the gradient of the loss: its sum over loss tokens / their number in the whole optimiser step.
+
+        That number counts all micro-batches and all processes.
+
+        Raises `NonFiniteLoss`, which names the rollout.
+        """
         batches = self.batches(rollouts, seed)
-        mine = sum(float((batch.at.weight > 0).sum()) for batch in batches)
-        count = self.processes.total(mine)
-        # Processes that share a model gather its layers together, equally often.
+        own = sum(float((batch.at.weight > 0).sum()) for batch in batches)
+        count = self.processes.total(own)
+        # Processes that share a sharded model gather its layers together, so all must run equally many passes.
         passes = int(self.processes.highest(len(batches))) if self.student.sharding.units else len(batches)
         with fast_layers(self.student.backbone):
             for batch in batches:
                 total, terms = self.loss(batch)
                 if not torch.isfinite(total):
-                    raise NonFiniteLoss(_first_bad(batch, terms))
+                    raise NonFiniteLoss(_first_non_finite(batch, terms))
                 with self.ledger.phase("update"):
-                    (total / count).backward()
+                    backward(total / count)
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
             for _ in range(passes - len(batches)):
-                self._pass_for_others()
+                self._dummy_pass()
 
     def apply(self, step: int) -> float:
-        """Updates the student, and gives the gradient's norm. Raises `NonFiniteLoss` and leaves it as it was where the
-        norm is not finite."""
+        """Updates the student and returns the gradient's norm.
+
+        Raises `NonFiniteLoss`, and leaves the student unchanged, if the norm is not finite.
+        """
         with self.ledger.phase("update"):
             self.student.sharding.reshard()
             norm = self.optimizer.step(step, self.processes)
@@ -79,7 +88,10 @@ class Learner:
         return norm
 
     def batches(self, rollouts: Sequence[Rollout], seed: int) -> list[Batch]:
-        """Micro-batches of the tokens that the loss window keeps."""
+        """Packs rollouts into micro-batches, with the tokens that the loss window keeps.
+
+        `seed` is the step's: a random window draws its place from it, the prompt and the sample.
+        """
         prompts = torch.tensor([rollout.prompt.id for rollout in rollouts], dtype=torch.long)
         samples = torch.tensor([rollout.sample for rollout in rollouts], dtype=torch.long)
         draws = uniform(fold(seed, Stream.WINDOW), prompts, samples, torch.zeros(1, dtype=torch.long))[:, 0].tolist()
@@ -89,32 +101,35 @@ class Learner:
         )
 
     def loss(self, batch: Batch, teacher: Teacher | None = None) -> tuple[Tensor, TokenStatistics]:
-        """The sum over the loss tokens of one micro-batch, by the given teacher or its own."""
+        """Returns the sum of the loss over the loss tokens of one micro-batch, and the statistics of each token.
+
+        `teacher` replaces the learner's own.
+        """
         with self.ledger.phase("teacher"):
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
             return distillation_loss(self.objective, self.student.head, hidden, signal, batch.at, self.temperature)
 
-    def _pass_for_others(self) -> None:
-        """Runs a pass that adds nothing to any gradient, for the processes that have more micro-batches."""
+    def _dummy_pass(self) -> None:
+        """Runs a forward and backward pass with a zero gradient, because other processes have more micro-batches."""
         with self.ledger.phase("update"):
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.student.device)
-            if isinstance(self.teacher, BaseTeacher):  # the same model
+            if isinstance(self.teacher, BaseTeacher):  # its forward pass gathers the layers of the same model
                 with torch.no_grad():
                     self.student.hidden(ids)
             hidden = self.student.hidden(ids)
-            (0 * self.student.head.logits(hidden).sum()).backward()
+            backward(0 * self.student.head.logits(hidden).sum())
 
     def flops(self, batch: Batch) -> dict[str, float]:
-        """Of one micro-batch, by phase. What a server computes is not counted."""
+        """Returns the FLOPs of one micro-batch by phase, without those of remote teachers."""
         positions = batch.at.tokens.numel()
         student, lengths = self.student_cost, batch.lengths
-        again = student.forward(lengths, 0) if self.student.recomputes else 0.0
+        recomputed = student.forward(lengths, 0) if self.student.recomputes else 0.0
         credit = student.head * positions if self.objective.gamma else 0.0
         teacher = self.teacher_costs.get(batch.teacher)
         return {
-            "update": student.forward(lengths, positions) + student.backward(lengths, positions) + again + credit,
+            "update": student.forward(lengths, positions) + student.backward(lengths, positions) + recomputed + credit,
             "teacher": teacher.forward(lengths, positions) if teacher else 0.0,
         }
 
@@ -124,14 +139,22 @@ class Learner:
         self.ledger.add(scored_tokens=batch.at.tokens.numel(), trained_tokens=int((batch.at.weight > 0).sum()))
 
 
-def _first_bad(batch: Batch, terms: TokenStatistics) -> str:
+def backward(loss: Tensor) -> None:
+    """Backpropagates; torch's own method has no annotations."""
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _first_non_finite(batch: Batch, terms: TokenStatistics) -> str:
+    """Describes the first token whose loss is not finite."""
     bad = (~torch.isfinite(terms.loss)).nonzero()
     if len(bad) == 0:
-        return f"the loss of a micro-batch is not finite, though each token's is; it held {batch.rollouts[0]}"
+        return (
+            f"the loss of a micro-batch is not finite, though each token's is; its first rollout is {batch.rollouts[0]}"
+        )
     place = int(bad[0])
     rollout = batch.rollouts[int(batch.at.row[place])]
     return (
         f"the loss is {float(terms.loss[place])} at response token {int(batch.at.position[place])} of {rollout} "
         f"(log-ratio {float(terms.log_ratio[place]):g}, student log-prob {float(terms.log_prob[place]):g}; "
-        f"{len(bad)} tokens of the micro-batch in all)"
+        f"{len(bad)} tokens of the micro-batch are not finite)"
     )

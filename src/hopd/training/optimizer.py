@@ -1,8 +1,8 @@
-"""AdamW on fp32 master weights, with a learning rate that is a function of the step.
+"""Runs AdamW on fp32 master weights, with a learning rate that is a function of the step.
 
-In fp32 the model's parameters are the master weights; so are those of a sharded model, which makes its compute copies
-itself. In bf16 any other model computes with copies: as the backward pass makes their gradients, each is added to its
-master's, in fp32, and dropped. The copies are made anew once a step.
+In fp32, the model's parameters are the master weights; so are those of a sharded model, which makes its bf16 copies
+itself. Any other bf16 model computes with copies of its master weights: as soon as the backward pass has made the
+gradient of a copy, it is added to the master's gradient in fp32 and freed. Each step refreshes the copies.
 """
 
 import math
@@ -18,11 +18,11 @@ from hopd.processes import Processes
 from hopd.recipe import TrainingSection
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-BLOCK = 2**19  # elements that are converted at once: they stay in a CPU's cache
+BLOCK = 2**19  # elements converted at once, so that they stay in a CPU's cache
 
 
 class MasterOptimizer:
-    """`model` holds fp32 weights when it comes, and its compute precision afterwards."""
+    """Optimises the trainable parameters of `model`, which must be fp32; afterwards they have the compute precision."""
 
     def __init__(self, model: nn.Module, settings: TrainingSection, total_steps: int):
         self.settings, self.total_steps = settings, total_steps
@@ -32,9 +32,10 @@ class MasterOptimizer:
             self.masters = {name: nn.Parameter(p.detach().clone()) for name, p in self.parameters.items()}
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16()
-            scratch = torch.empty(max(BLOCK, *(_rows(p)[0].numel() for p in self.masters.values())))
+            scratch = torch.empty(max(BLOCK, *(_at_least_1d(p)[0].numel() for p in self.masters.values())))
             for name, parameter in self.parameters.items():
-                parameter.register_post_accumulate_grad_hook(partial(_hand_over, scratch, self.masters[name]))
+                hook = partial(_move_gradient, scratch, self.masters[name])
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         else:
             self.masters = self.parameters
         self.device = next(iter(self.masters.values())).device
@@ -46,12 +47,12 @@ class MasterOptimizer:
         self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
     def step(self, step: int, processes: Processes) -> float:
-        """Sums the gradients over the processes, clips, updates; returns the gradient's norm before clipping.
+        """Sums the gradients over the processes, clips them and updates the weights.
 
-        Nothing is updated where the norm is not finite.
+        Returns the gradient's norm before clipping; if it is not finite, nothing is updated.
         """
         for master in self.masters.values():
-            if not isinstance(master, DTensor):  # whose gradient is summed already
+            if not isinstance(master, DTensor):  # FSDP has summed the gradient of a DTensor already
                 master.grad = processes.sum(torch.zeros_like(master) if master.grad is None else master.grad)
         total = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
@@ -60,38 +61,41 @@ class MasterOptimizer:
                 group["lr"] = self.learning_rate(step)
             self.adamw.step()
             self.refresh()
-        # What a CPU frees it must ask for again, page by page; a GPU's memory is wanted for the rollouts.
+        # On a CPU, memory that is freed has to be mapped again page by page; on a GPU, the rollouts need it.
         self.adamw.zero_grad(set_to_none=self.device.type != "cpu")
         return norm
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The compute copies, from the masters."""
+        """Copies the masters into the compute copies."""
         if self.masters is not self.parameters:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.masters[name])
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then the schedule down to zero at the last step."""
+        """Returns the rate of a step, from 0: linear warm-up, then the schedule, which ends at zero unless constant."""
         settings = self.settings
         return settings.learning_rate * _factor(settings.schedule, step, settings.warmup_steps, self.total_steps)
 
     def state(self, keep: bool = True) -> dict[str, Tensor]:
-        """Returns a copy of AdamW's moments in the CPU's memory, by parameter name; empty before the first step, and
-        where `keep` is not set. All processes of a sharded model take part."""
+        """Returns a copy of AdamW's moments in CPU memory, by parameter name.
+
+        It is empty before the first step or if `keep` is false. All processes of a sharded model must call it together.
+        """
         moments = {
             f"{moment}.{name}": self.adamw.state[master][moment]
             for name, master in self.masters.items()
             if self.adamw.state[master]
             for moment in MOMENTS
         }
-        whole = gathered(moments, keep)  # of a sharded model copies already
+        whole = gathered(moments, keep)  # for a sharded model these are copies already
         return {
             name: moment.to("cpu", copy=True) if _same_memory(moment, local(moments[name])) else moment
             for name, moment in whole.items()
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restores AdamW's moments from what `state` returned."""
         for name, master in self.masters.items():
             moments = {moment: state[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in state}
             if moments:
@@ -101,37 +105,41 @@ class MasterOptimizer:
                 }
 
     def master_state(self, model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-        """The model's state dict, at the masters' precision; tied weights stay tied. `keep`: as in `state`."""
+        """Returns the model's state dict in the masters' precision; tied weights stay tied. `keep` is as in `state`."""
         master_of = {id(parameter): self.masters[name] for name, parameter in self.parameters.items()}
         weights = model.state_dict(keep_vars=True)
         return gathered({name: master_of.get(id(tensor), tensor) for name, tensor in weights.items()}, keep)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """What this process holds of the masters, in the CPU's memory."""
+        """Returns a copy of this process's part of the masters, in CPU memory."""
         return {name: local(master).detach().to("cpu", copy=True) for name, master in self.masters.items()}
 
     @torch.no_grad()
-    def take_back(self, before: dict[str, Tensor]) -> float:
-        """Brings masters and moments back to a snapshot at the beginning; gives the largest change of a weight."""
+    def roll_back(self, before: dict[str, Tensor]) -> float:
+        """Restores the masters from a snapshot and clears the moments; returns the largest change of a weight.
+
+        The snapshot must be from before the first step.
+        """
         moved = 0.0
         for name, master in self.masters.items():
-            mine, old = local(master), before[name]
-            if mine.numel():
-                moved = max(moved, float((mine.cpu() - old).abs().max()))
-            mine.copy_(old)
+            weight, old = local(master), before[name]
+            if weight.numel():
+                moved = max(moved, float((weight.cpu() - old).abs().max()))
+            weight.copy_(old)
         self.refresh()
         self.adamw.state.clear()
         return moved
 
 
-def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
-    """The gradient of a compute copy, to its master's; `scratch` (fp32) is where a CPU converts it, part by part."""
+def _move_gradient(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
+    """Adds the gradient of a compute copy to its master's and frees it. A CPU converts it in blocks, in `scratch`."""
     assert copy.grad is not None
     if master.grad is None:
         master.grad = copy.grad.float()
     elif master.is_cpu:
-        size = max(1, len(scratch) // _rows(copy)[0].numel())
-        for total, part in zip(_rows(master.grad).split(size), _rows(copy.grad).split(size), strict=True):
+        size = max(1, len(scratch) // _at_least_1d(copy)[0].numel())
+        totals, parts = (torch.split(_at_least_1d(grad), size) for grad in (master.grad, copy.grad))
+        for total, part in zip(totals, parts, strict=True):
             total.add_(scratch[: part.numel()].view(part.shape).copy_(part))
     else:
         master.grad.add_(copy.grad)
@@ -139,15 +147,17 @@ def _hand_over(scratch: Tensor, master: nn.Parameter, copy: Tensor) -> None:
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
+    """Tells whether two tensors share their storage."""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """Of a number, one."""
-    return torch.atleast_1d(tensor)
+def _at_least_1d(tensor: Tensor) -> Tensor:
+    """Returns the tensor, or a vector of one element if it is a number."""
+    return tensor if tensor.dim() else tensor[None]
 
 
 def _factor(schedule: Literal["constant", "linear", "cosine"], step: int, warmup: int, total: int) -> float:
+    """Returns the rate of a step as a fraction of the highest one."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":

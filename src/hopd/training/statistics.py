@@ -1,4 +1,4 @@
-"""What one training step showed: sums over its loss tokens, which processes can add up, and the means."""
+"""Collects the statistics of one training step: sums over its loss tokens, which processes add up, and their means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,25 +18,26 @@ BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 
 @dataclass
 class StepStatistics:
-    """Sums in float64. `positions` holds, by position bin, the sum of −r_t and the number of tokens."""
+    """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens."""
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Counts rollouts, their tokens and their finish reasons."""
         self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
 
     def add_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
-        """Of one micro-batch; tokens of weight 0 do not count."""
+        """Adds the tokens of one micro-batch; those of weight 0 do not count."""
         counted = at.weight > 0
         log_ratio = statistics.log_ratio[counted].double()
         self._add(
             tokens=int(counted.sum()),
             loss=float((at.weight * statistics.loss).double().sum()),
             reverse_kl=-float(log_ratio.sum()),
-            # The sampler's and the learner's log-probs of the same token: apart by rounding, or by older weights.
+            # Sampler and learner differ in a token's log-prob by rounding, or because the sampler's weights are older.
             mismatch=float((statistics.log_prob - at.behaviour)[counted].abs().double().sum()),
         )
         bins = (at.position[counted] + 1).log2().ceil().long().clamp(max=BINS - 1).cpu()
@@ -44,7 +45,7 @@ class StepStatistics:
         self.positions[1].index_add_(0, bins, torch.ones_like(log_ratio.cpu()))
 
     def summed(self, processes: Processes) -> "StepStatistics":
-        """Adds up what the processes saw, each a part of the step."""
+        """Returns the sums over all processes, each of which saw a part of the step."""
         sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
         total = processes.sum(torch.cat([sums, self.positions.flatten()])).cpu()
         return StepStatistics(
@@ -52,9 +53,11 @@ class StepStatistics:
         )
 
     def mean(self, name: str, per: str = "tokens") -> float:
+        """Returns one sum divided by another; 0 if the divisor is 0."""
         return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
 
     def metrics(self) -> dict[str, float]:
+        """Returns the means by their names in metrics.jsonl."""
         return {
             "loss": self.mean("loss"),
             "reverse_kl": self.mean("reverse_kl"),
@@ -66,6 +69,7 @@ class StepStatistics:
         }
 
     def evidence(self, step: int, horizon: int) -> Evidence:
+        """Returns what the controller observes after the step."""
         used = int(self.positions[1].nonzero().max()) + 1 if self.positions[1].any() else 0
         counts = self.positions[1][:used]
         means = self.positions[0][:used] / counts.clamp(min=1)
