@@ -1,7 +1,8 @@
 """Milliseconds for one more token of every row, by number of rows and length of context, and what a token launches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -36,13 +37,10 @@ def run(place: Place, record: Record) -> None:
 @contextmanager
 def by(decoder: str) -> Iterator[None]:
     """Until the block ends, a model decodes by its own modules, where `decoder` says so."""
-    usual = acceleration.decodes_by_graph
-    if decoder != "as it is":
-        acceleration.decodes_by_graph = lambda model: False
-    try:
+    with ExitStack() as stack:
+        if decoder != "as it is":
+            stack.enter_context(patch.object(acceleration, "decodes_by_graph", lambda model: False))
         yield
-    finally:
-        acceleration.decodes_by_graph = usual
 
 
 def _case(place: Place, model: LanguageModel, rows: int, context: int) -> dict[str, float]:

@@ -42,7 +42,8 @@ def generated(model: LanguageModel, rollout: Rollout) -> list[int]:
     """Returns what transformers generates where the engine gave `rollout`, by the most likely tokens."""
     prompt = rollout.prompt.ids[None].to(model.device)
     made = model.model.generate(prompt, max_new_tokens=rollout.length, do_sample=False)
-    return made[0, prompt.shape[1] :].tolist()
+    tokens: list[int] = made[0, prompt.shape[1] :].tolist()
+    return tokens
 
 
 @torch.no_grad()

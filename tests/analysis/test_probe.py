@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_how_rollouts_are_batched_changes_nothing(rollouts):
 
 
 def bins(*kl, error=0.01, rollouts=None):
-    plain = {field.name: 0.0 for field in dataclasses.fields(Bin)} | {"tokens": 10, "log_ratio": (0.0,)}
+    plain: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(Bin)} | {"tokens": 10, "log_ratio": (0.0,)}
     reach = rollouts or [100] * len(kl)
     return [
         Bin(**plain | {"start": 10 * i, "end": 10 * i + 10, "reverse_kl": k, "error": error, "rollouts": reach[i]})

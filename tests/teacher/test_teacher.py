@@ -3,11 +3,12 @@ import json
 import pytest
 import torch
 
-from hopd.build.models import compare_vocabularies, load_models
+from hopd.build.models import load_models
 from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
 from hopd.forecast.preflight import preflight
 from hopd.model import load
+from hopd.model.vocabulary import compare_vocabularies
 from hopd.objective import Detail, Full, LossTokens, Sampled, SampledSignal, distillation_loss
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
@@ -80,7 +81,7 @@ def test_preflight_asks_every_teacher_and_the_run_is_routed(tmp_path):
         }
     )
     run = Distiller.of(recipe, progress=Progress(quiet=True))
-    assert any("real step" in line for line in preflight(run))
+    assert any("real step" in line for line in preflight(run.parts))
     run.train()
     assert run.parts.directory.read("metrics")[0]["loss"] > 0
 

@@ -16,6 +16,12 @@ def settings(**changes):
     return TrainingSection(steps=10, learning_rate=1e-3, **changes)
 
 
+def gradient(optimizer, name):
+    found = optimizer.masters[name].grad
+    assert found is not None
+    return found
+
+
 def gradients(model, scale=1.0):
     (scale * model.hidden(IDS).float().pow(2).mean()).backward()
 
@@ -59,11 +65,11 @@ def test_bf16_micro_batches_add_up_in_fp32():
     optimizer = MasterOptimizer(model.model, settings(precision="bf16"), 10)
     name = "model.layers.1.mlp.up_proj.weight"
     gradients(model, 1024.0)
-    large = optimizer.masters[name].grad.clone()
+    large = gradient(optimizer, name).clone()
     for _ in range(64):
         gradients(model, 1.0)
     expected = large * (1 + 64 / 1024)
-    torch.testing.assert_close(optimizer.masters[name].grad, expected, rtol=0.02, atol=1e-3 * float(large.abs().max()))
+    torch.testing.assert_close(gradient(optimizer, name), expected, rtol=0.02, atol=1e-3 * float(large.abs().max()))
 
 
 def test_nothing_moves_where_the_gradient_is_not_finite():
@@ -90,11 +96,11 @@ def test_a_copy_of_the_state_is_on_the_cpu_and_stays_as_it_was():
     model = load(STUDENT)
     optimizer = MasterOptimizer(model.model, settings(), 10)
     gradients(model)
-    optimizer.step(0, identity)
+    optimizer.step(0, Processes())
     state = optimizer.state()
     before = copy.deepcopy(state)
     gradients(model, 2.0)
-    optimizer.step(1, identity)
+    optimizer.step(1, Processes())
     assert all(tensor.device.type == "cpu" for tensor in state.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
     assert not torch.equal(optimizer.state()["exp_avg.model.norm.weight"], before["exp_avg.model.norm.weight"])
@@ -105,8 +111,8 @@ def test_what_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
     model = load(STUDENT)
     optimizer = MasterOptimizer(model.model, settings(), 10)
     gradients(model)
-    optimizer.step(0, identity)
-    made = {}
+    optimizer.step(0, Processes())
+    made: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(
         "hopd.training.optimizer.gathered",
         lambda moments, keep: made | {n: made.setdefault(n, t.clone()) for n, t in moments.items()},
