@@ -141,4 +141,4 @@ def test_the_sentences_are_of_the_bin_where_they_part():
 def test_another_student_may_be_probed(command, tiny, tmp_path):
     ended = command("probe", tiny, "--prompts", "2", "--student", "package:hopd/quickstart/teacher", "--out", tmp_path)
     assert ended.code == 0, ended.err
-    assert all(bin["reverse_kl"] < 1e-5 for bin in json.loads((tmp_path / "probe.json").read_text())["bins"])
+    assert max(bin["reverse_kl"] for bin in json.loads((tmp_path / "probe.json").read_text())["bins"]) < 1e-5

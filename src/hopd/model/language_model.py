@@ -88,7 +88,7 @@ class LanguageModel:
     def hidden(
         self,
         ids: Int[Tensor, "B L"],
-        mask: Bool[Tensor, "B K"] | None = None,
+        mask: Bool[Tensor, "B K"] | Float[Tensor, "B 1 1 K"] | None = None,
         positions: Int[Tensor, "B L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
