@@ -96,7 +96,7 @@ def test_peft_itself_loads_a_checkpoint(tmp_path):
     run = distil(recipe(tmp_path))
     place = tmp_path / "run" / "checkpoints" / "step-000006"
     base = AutoModelForCausalLM.from_pretrained(
-        Path(__file__).parents[1] / "src" / "hopd" / "quickstart" / "student", dtype=torch.float32
+        Path(__file__).parents[2] / "src" / "hopd" / "quickstart" / "student", dtype=torch.float32
     )
     theirs = PeftModel.from_pretrained(base, place).eval()
     with torch.no_grad():
