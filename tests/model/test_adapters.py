@@ -72,7 +72,7 @@ def test_a_run_trains_adapters_alone_and_resumes_to_the_same_bits(tmp_path, prec
     whole = distil(recipe(tmp_path, "whole", **settings))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     base = load(STUDENT, dtype=dtype).model.state_dict()
-    for name, tensor in whole.student.model.state_dict().items():
+    for name, tensor in whole.parts.student.model.state_dict().items():
         if ".lora_" in name:
             assert name in whole.optimizer.masters
         else:
