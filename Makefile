@@ -15,13 +15,14 @@ demo: .venv/.installed
 test: .venv/.dev
 	$(BIN)/pytest
 
-# With the oldest packages that pyproject.toml allows, but for torch, which is the release above.
+# With the oldest packages that pyproject.toml allows, but for torch, which is the release above; their warnings are no
+# errors.
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest -W default $(LOWEST)
 
-# What needs a real vLLM (for CPUs), which has an environment of its own, with hopd in it.
+# What needs a real vLLM (for CPUs), which has an environment of its own, with hopd in it; vLLM's warnings are no errors.
 test-vllm: .venv-vllm/.installed
-	HOPD_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python .venv-vllm/bin/python -m pytest -m vllm tests/rollout
+	HOPD_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python .venv-vllm/bin/python -m pytest -W default -m vllm tests/rollout
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ class Measured:
         return min(ratios), max(ratios)
 
     def seconds(self, side: str) -> float:
-        return statistics.median(turn["seconds"] for turn in getattr(self, side))
+        return float(statistics.median(turn["seconds"] for turn in getattr(self, side)))
 
     def last(self, side: str, key: str) -> Any:
         return getattr(self, side)[-1].get(key)
@@ -56,18 +56,20 @@ def measure(ours: Side, theirs: Side, turns: int = 5) -> Measured:
 def _process(side: Side) -> Iterator[Any]:
     command = [side.python, "-m", "benchmarks.turns", side.name, json.dumps(side.case)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin
-    assert process.stdout
+    to_it, from_it = process.stdin, process.stdout
+    assert to_it
+    assert from_it
 
     def heard() -> dict[str, Any]:
-        line = process.stdout.readline()
+        line = from_it.readline()
         if not line:
             raise RuntimeError(f"the side {side.name} ended early, with exit code {process.wait()}; see above")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def turn() -> dict[str, Any]:
-        process.stdin.write("\n")
-        process.stdin.flush()
+        to_it.write("\n")
+        to_it.flush()
         measured = heard()
         heard()  # it is ready for the next
         return measured
@@ -76,5 +78,5 @@ def _process(side: Side) -> Iterator[Any]:
         heard()  # it is ready
         yield turn
     finally:
-        process.stdin.close()
+        to_it.close()
         process.wait()

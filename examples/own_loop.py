@@ -19,12 +19,13 @@ class Model(nn.Module):
         self.weight = nn.Parameter(sharpness * torch.randn(VOCABULARY, WIDTH))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.layer(self.embedding(ids))[0]
+        states: Tensor = self.layer(self.embedding(ids))[0]
+        return states
 
     @torch.no_grad()
     def sample(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Returns token ids (rollouts, 1 + tokens), the first of them a prompt, and log-probs (rollouts, tokens)."""
-        ids, log_probs = torch.randint(VOCABULARY, (ROLLOUTS, 1)), []
+        ids, log_probs = torch.randint(VOCABULARY, (ROLLOUTS, 1)), list[Tensor]()
         for _ in range(tokens):
             log_prob = (self(ids)[:, -1] @ self.weight.T).log_softmax(-1)
             drawn = log_prob.exp().multinomial(1)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub
@@ -70,7 +70,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
 def process() -> Callable[..., Ended]:
     """`python -m hopd ARGUMENTS` as a process of its own; keywords are those of `subprocess.run`."""
 
-    def run(*arguments: str | Path, **settings: object) -> Ended:
+    def run(*arguments: str | Path, **settings: Any) -> Ended:
         ended = subprocess.run(
             [sys.executable, "-m", "hopd", *map(str, arguments)], capture_output=True, text=True, **settings
         )

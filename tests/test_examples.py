@@ -51,6 +51,8 @@ def test_a_task_and_a_check_of_ones_own_train_and_evaluate(train):
 
 def test_a_loop_of_ones_own_lowers_the_divergence(capsys):
     spec = importlib.util.spec_from_file_location("own_loop", EXAMPLES / "own_loop.py")
+    assert spec
+    assert spec.loader
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     curve = example.main()

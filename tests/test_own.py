@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -153,7 +154,7 @@ def test_a_plug_in_is_checked_when_the_recipe_is_read(tiny, section, content, se
 
 def test_the_python_in_the_documentation_runs_as_written():
     alpha, from_python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    names = {"__name__": "alpha"}
+    names: dict[str, Any] = {"__name__": "alpha"}
     exec(alpha, names)
     exec(from_python, names)
     assert names["recipe"].controller().decide(0).tokens == 36

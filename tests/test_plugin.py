@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ LEVELS = 3
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Writes a module into the current directory and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -117,7 +117,7 @@ def test_a_class_with_keyword_arguments_takes_any_option() -> None:
 
 def test_a_custom_task_is_built_from_its_options(module: Callable[..., str]) -> None:
     source = recipe(source=f"{module()}:Sokoban", size=4, chat=True).task
-    task = build_task(source)
+    task: Any = build_task(source)
     assert (task.size, task.boxes, source.chat) == (4, 1, True)
     assert task.score(task.problems[3], "3") == 1
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def one(train: Callable[..., Path]) -> Path:
     return train(1)
 
 
-def lines(run: Path, name: str = "metrics") -> list[dict]:
+def lines(run: Path, name: str = "metrics") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -89,7 +90,7 @@ def deviation(run: Path, other: Path) -> float:
     """Of the loss curves: the largest difference, as a part of the largest loss."""
     a, b = ([line["loss"] for line in lines(path)] for path in (run, other))
     assert len(a) == len(b) == STEPS
-    return max(abs(x - y) for x, y in zip(a, b, strict=True)) / max(map(abs, a))
+    return float(max(abs(x - y) for x, y in zip(a, b, strict=True)) / max(map(abs, a)))
 
 
 def check_same(run: Path, other: Path, weights: str = "model.safetensors") -> None:

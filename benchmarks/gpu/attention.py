@@ -1,5 +1,6 @@
 """One query a row by torch's fused kernels and by products with float32 scores: time and rounding of one layer."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,14 +15,17 @@ HEADS, GROUPS, WIDTH = 12, 2, 128  # of R1-Distill-Qwen-1.5B
 
 
 def run(place: Place, record: Record) -> None:
-    forms = {"fused": fused_grouped_attention, "products, float32 scores": by_products}
+    forms: dict[str, Callable[..., Tensor]] = {
+        "fused": fused_grouped_attention,
+        "products, float32 scores": by_products,
+    }
     for rows, capacity in [(4, 64)] if place.tiny else CASES:
         generator = torch.Generator(place.device).manual_seed(0)
         shapes = [(rows, HEADS, WIDTH), (rows, GROUPS, capacity, WIDTH), (rows, GROUPS, capacity, WIDTH)]
         q, k, v = (torch.randn(shape, generator=generator, device=place.device).bfloat16() for shape in shapes)
         mask = torch.zeros(rows, 1, 1, capacity, device=place.device, dtype=q.dtype)
         mask[:, :, :, : capacity // 8] = float("-inf")
-        exact = fused_grouped_attention(*(part.float() for part in (q, k, v, mask)))
+        exact = fused_grouped_attention(q.float(), k.float(), v.float(), mask.float())
         for name, form in forms.items():
             call = partial(form, q, k, v, mask)
             call()
@@ -40,4 +44,5 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     scores = torch.bmm(together, keys.mT, out_dtype=torch.float32) if q.is_cuda else together.float() @ keys.mT.float()
     scores = scores.view(rows, groups, heads // groups, length) * width**-0.5 + mask
     weights = scores.softmax(-1).to(q.dtype).view(rows * groups, heads // groups, length)
-    return (weights @ values).view(rows, heads, width)
+    mixed: Tensor = weights @ values
+    return mixed.view(rows, heads, width)

@@ -50,11 +50,11 @@ def _decoding(lines: Sequence[Line]) -> Iterator[Verdict]:
         mine, other = ours["ms_a_token"], plain["ms_a_token"]
         yield Verdict(f"{what}: as fast as the model's modules", f"{mine:.1f} against {other:.1f} ms", mine <= other)
     for line in _of(lines, "generate"):
-        ours = at.get(("as it is", line["rows"], line["context"]))
-        if ours is not None:
+        same = at.get(("as it is", line["rows"], line["context"]))
+        if same is not None:
             criterion = f"decoding {line['rows']} × {line['context']}: no slower than generate()"
-            figures = f"{ours['ms_a_token']:.1f} against {line['ms_a_token']:.1f} ms"
-            yield Verdict(criterion, figures, ours["ms_a_token"] <= line["ms_a_token"])
+            figures = f"{same['ms_a_token']:.1f} against {line['ms_a_token']:.1f} ms"
+            yield Verdict(criterion, figures, same["ms_a_token"] <= line["ms_a_token"])
     for line in _of(lines, "profile"):
         if line["decoder"] == "as it is":
             waits = line["cudaStreamSynchronize"]

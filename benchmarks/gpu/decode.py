@@ -1,7 +1,9 @@
 """Milliseconds for one more token of every row, by number of rows and length of context, and what a token launches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -36,13 +38,10 @@ def run(place: Place, record: Record) -> None:
 @contextmanager
 def by(decoder: str) -> Iterator[None]:
     """Until the block ends, a model decodes by its own modules, where `decoder` says so."""
-    usual = acceleration.decodes_by_graph
-    if decoder != "as it is":
-        acceleration.decodes_by_graph = lambda model: False
-    try:
+    with ExitStack() as stack:
+        if decoder != "as it is":
+            stack.enter_context(patch.object(acceleration, "decodes_by_graph", lambda model: False))
         yield
-    finally:
-        acceleration.decodes_by_graph = usual
 
 
 def _case(place: Place, model: LanguageModel, rows: int, context: int) -> dict[str, float]:
@@ -84,10 +83,11 @@ def _generate(place: Place, model: LanguageModel, rows: int, context: int) -> fl
     few, many = (2, 6) if place.tiny else (16, 80)
     prompts = random_prompts(rows, context, model.head.vocabulary)
     ids, mask = flush_right([prompt.ids for prompt in prompts], place.device)
+    transformers_own: Any = model.model
 
     def sample(tokens: int) -> None:
         config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=0)
-        model.model.generate(ids, attention_mask=mask.long(), generation_config=config)
+        transformers_own.generate(ids, attention_mask=mask.long(), generation_config=config)
 
     sample(few)
     short, _ = place.seconds(lambda: sample(few))

@@ -37,11 +37,11 @@ def _measures(lines: Sequence[Line]) -> Iterator[str]:
         names = tuple(name for name in line if name not in LEFT_OUT)
         if not {"failed", "skipped"} & set(line):
             tables.setdefault((line["stage"], *names), []).append(line)
-    for (stage, *names), rows in tables.items():
-        yield from ["", f"## {stage.capitalize()}", "", f"| {' | '.join(names).replace('_', ' ')} |"]
-        yield f"|{'---|' * len(names)}"
+    for (stage, *columns), rows in tables.items():
+        yield from ["", f"## {stage.capitalize()}", "", f"| {' | '.join(columns).replace('_', ' ')} |"]
+        yield f"|{'---|' * len(columns)}"
         for row in rows:
-            yield f"| {' | '.join(_figure(row[name]) for name in names)} |"
+            yield f"| {' | '.join(_figure(row[name]) for name in columns)} |"
 
 
 def _faults(lines: Sequence[Line]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The native engine against transformers' `generate()` and against plain forward passes, with trained models."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,10 @@ def run(place: Place, record: Record) -> None:
 def generated(model: LanguageModel, rollout: Rollout) -> list[int]:
     """Returns what transformers generates where the engine gave `rollout`, by the most likely tokens."""
     prompt = rollout.prompt.ids[None].to(model.device)
-    made = model.model.generate(prompt, max_new_tokens=rollout.length, do_sample=False)
-    return made[0, prompt.shape[1] :].tolist()
+    transformers_own: Any = model.model
+    made = transformers_own.generate(prompt, max_new_tokens=rollout.length, do_sample=False)
+    tokens: list[int] = made[0, prompt.shape[1] :].tolist()
+    return tokens
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Models of known shapes with random weights, made on the device, and prompts of random ids."""
 
+from typing import Any
+
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -33,7 +35,7 @@ def random_model(place: Place, shape: str, dtype: torch.dtype, seed: int = 0) ->
     )
     torch.manual_seed(seed)
     with torch.device(place.device):
-        model = Qwen2ForCausalLM(config).to(dtype)
+        model: Any = Qwen2ForCausalLM(config).to(dtype)  # type: ignore[arg-type]  # of a decorator without types
     for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
         matrix.data.mul_(2.0)
     tokenizer = load(QUICKSTART).tokenizer

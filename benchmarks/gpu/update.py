@@ -31,7 +31,7 @@ def run(place: Place, record: Record) -> None:
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     record.add("weights", parameters=parameters, allocated_gb=place.allocated_gb, teacher_gb=2 * parameters / GB)
     cost, scorer = PassCost.of(student), LocalTeacher(teacher)
-    objectives = {"top_k 16": TopK(k=16), "full": Full()}
+    objectives: dict[str, Objective] = {"top_k 16": TopK(k=16), "full": Full()}
     for rows, response in [(2, 60)] if place.tiny else CASES:
         batch = _batch(student, rows, response)
         for name, objective in objectives.items():
@@ -85,7 +85,7 @@ def _chunks(
     hidden = batch.states(student.hidden(batch.ids)).detach().requires_grad_()
     for mib in (128, 512, 1024, 2048):
         signal = scorer.score(batch)
-        signal.chunk_bytes = mib * MIB  # type: ignore[attr-defined]
+        signal.chunk_bytes = mib * MIB
         place.empty()
         before = place.allocated_gb
         work = partial(distillation_loss, objective, student.head, hidden, signal, batch.at, 1.0, mib * MIB)

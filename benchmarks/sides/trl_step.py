@@ -23,7 +23,7 @@ class Distillation(DistillationTrainer):
     losses: list[float]
 
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
-        loss = super().training_step(*given, **named)
+        loss: torch.Tensor = super().training_step(*given, **named)
         self.losses.append(float(loss))
         return loss
 
@@ -41,7 +41,8 @@ class TakingTurns(TrainerCallback):
             raise Stop from None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        rollouts = [pair for batch in self.trainer._buffered_inputs for pair in _rollouts(batch)]
+        buffered: Any = self.trainer._buffered_inputs  # None before the first step
+        rollouts = [pair for batch in buffered for pair in _rollouts(batch)]
         loss, self.trainer.losses = sum(self.trainer.losses), []
         Path(self.file).write_text(json.dumps(rollouts))
         self.turns.answer(

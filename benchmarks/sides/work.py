@@ -26,7 +26,7 @@ def make_models(directory: Path, seed: int = 0) -> None:
         model = load(SMOLLM2)
         with torch.no_grad():
             for matrix in (parameter for parameter in model.model.parameters() if parameter.dim() == 2):
-                matrix += noise * matrix.std() * torch.randn(matrix.shape, generator=generator)
+                matrix.add_(noise * matrix.std() * torch.randn(matrix.shape, generator=generator))
         end = model.tokenizer.convert_tokens_to_ids(NEVER_SAMPLED)
         model.tokenizer.eos_token = NEVER_SAMPLED
         model.model.config.eos_token_id = model.model.generation_config.eos_token_id = end

@@ -64,11 +64,13 @@ class Course:
 
     def distance(self, positions: Float[Tensor, "R T 2"]) -> Float[Tensor, "R T"]:
         """Returns the distance of each position from the target."""
-        return (positions - self.target).norm(dim=-1)
+        distance: Tensor = (positions - self.target).norm(dim=-1)
+        return distance
 
     def hits(self, positions: Float[Tensor, "R T 2"], margin: float = 0.0) -> Bool[Tensor, "R T"]:
         """Tells whether each position is inside the obstacle or closer than `margin` to it; none is without one."""
-        return bool(self.obstacle) & ((positions - self.target / 2).norm(dim=-1) < self.obstacle + margin)
+        distance: Tensor = (positions - self.target / 2).norm(dim=-1)
+        return bool(self.obstacle) & (distance < self.obstacle + margin)
 
     def success(self, positions: Float[Tensor, "R T 2"]) -> Bool[Tensor, " R"]:
         """Tells which rollouts end at the target without touching the obstacle; they must have the full length."""

@@ -56,7 +56,9 @@ class _Heads(nn.Module):
         nn.init.constant_(self.log_std.bias, -1.0)
 
     def forward(self, state: Float[Tensor, "*B D"]) -> Gaussian:
-        return self.scale * self.mean(state).tanh(), self.scale * self.log_std(state).clamp(*LOG_STD).exp()
+        mean: Tensor = self.mean(state)
+        log_std: Tensor = self.log_std(state)
+        return self.scale * mean.tanh(), self.scale * log_std.clamp(*LOG_STD).exp()
 
 
 class MlpPolicy(nn.Module):
@@ -81,7 +83,8 @@ class MlpPolicy(nn.Module):
         return self.whole(seen)
 
     def whole(self, seen: Float[Tensor, "*B 4"]) -> Gaussian:
-        return self.heads(self.body(seen))
+        gaussian: Gaussian = self.heads(self.body(seen))
+        return gaussian
 
 
 class OptimalPolicy:
@@ -117,11 +120,13 @@ class _Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "R Q D"], key: Tensor, value: Tensor, causal: bool) -> Float[Tensor, "R Q D"]:
         mixed = nn.functional.scaled_dot_product_attention(_heads(self.query(x)), key, value, is_causal=causal)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 def _heads(x: Float[Tensor, "R L D"]) -> Float[Tensor, "R H L W"]:
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(-1, (HEADS, -1))
+    return heads.transpose(1, 2)
 
 
 class _Layer(nn.Module):
@@ -153,7 +158,8 @@ class _Layer(nn.Module):
         x = x + self.attention(normed, key, value, causal=past is None and self.cross is not None)
         if self.cross is not None and self.before_cross is not None and encoded is not None:
             x = x + self.cross(self.before_cross(x), *encoded, causal=False)
-        return x + self.feed(x)
+        fed: Tensor = self.feed(x)
+        return x + fed
 
     def crossed(self, encoded: Float[Tensor, "R 1 D"]) -> tuple[Tensor, Tensor]:
         """Returns a decoder layer's keys and values of the encoder's output."""
@@ -200,7 +206,8 @@ class TransformerPolicy(nn.Module):
         x = self.seen(seen[..., 1:])
         for layer, of_task, of_layer in zip(self.decoder, encoded, past, strict=True):
             x = layer(x, of_task, of_layer)
-        return self.heads(self.norm(x))
+        gaussian: Gaussian = self.heads(self.norm(x))
+        return gaussian
 
 
 @dataclass

@@ -113,7 +113,7 @@ def must_be(name: object, known: Collection[str], own: bool = True) -> str:
 
 def load_class(name: str, what: str) -> Callable[..., Any]:
     """Loads what can be called with options: a class, or a function that makes an object. Raises `RecipeError`."""
-    made = load(name, what)
+    made: object = load(name, what)
     if not callable(made):
         raise RecipeError(
             f"{what} {name!r} is no class but {type(made).__name__}; name a class of {name.split(':')[0]}"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -38,15 +39,12 @@ def test_with_nearly_all_of_the_answer_it_is_the_teachers(prompts):
 
 
 def test_the_prefix_is_the_teachers_and_the_rest_the_students(prompts, monkeypatch):
-    kept = []
-    monkeypatch.setattr(
-        "hopd.analysis.continuation.measure",
-        lambda rollouts, *given: kept.append(rollouts) or measure(rollouts, *given),
-    )
+    measuring = Mock(wraps=measure)
+    monkeypatch.setattr("hopd.analysis.continuation.measure", measuring)
     continuation(STUDENT, TEACHER, prompts, FULL, GREEDY, ratios=[0.25])
     cut = round(0.25 * FULL)
     written = NativeEngine(TEACHER).sample(prompts.prompts, FULL, GREEDY, 0)
-    for answer, teachers in zip(kept[0], written, strict=True):
+    for answer, teachers in zip(measuring.call_args_list[0].args[0], written, strict=True):
         assert answer.prompt.id == teachers.prompt.id
         assert answer.ids[:cut].tolist() == teachers.ids[:cut].tolist()
         ids = torch.cat([answer.prompt.ids, answer.ids])[None]

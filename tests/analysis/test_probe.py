@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_how_rollouts_are_batched_changes_nothing(rollouts):
 
 
 def bins(*kl, error=0.01, rollouts=None):
-    plain = {field.name: 0.0 for field in dataclasses.fields(Bin)} | {"tokens": 10, "log_ratio": (0.0,)}
+    plain: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(Bin)} | {"tokens": 10, "log_ratio": (0.0,)}
     reach = rollouts or [100] * len(kl)
     return [
         Bin(**plain | {"start": 10 * i, "end": 10 * i + 10, "reverse_kl": k, "error": error, "rollouts": reach[i]})
@@ -140,4 +141,4 @@ def test_the_sentences_describe_the_bin_at_the_horizon():
 def test_another_student_may_be_probed(command, tiny, tmp_path):
     ended = command("probe", tiny, "--prompts", "2", "--student", "package:hopd/quickstart/teacher", "--out", tmp_path)
     assert ended.code == 0, ended.err
-    assert all(bin["reverse_kl"] < 1e-5 for bin in json.loads((tmp_path / "probe.json").read_text())["bins"])
+    assert max(bin["reverse_kl"] for bin in json.loads((tmp_path / "probe.json").read_text())["bins"]) < 1e-5

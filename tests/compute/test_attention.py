@@ -2,6 +2,8 @@
 
 import platform
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -73,23 +75,21 @@ def test_a_model_decodes_the_same_with_the_fused_kernels(monkeypatch):
     """Prompts are ragged, so there is a mask, and the cache grows: a GPU does this for models without a decoder."""
     model, prompts = load(QUICKSTART), [Prompt(i, torch.arange(4, 7 + 2 * i)) for i in range(4)]
     monkeypatch.setattr("hopd.rollout.native.acceleration.decodes_by_kernels", lambda model: False)
-    expected, called = NativeEngine(model).sample(prompts, 80, Sampling(), 0), []
-    monkeypatch.setattr(attention, "prefers_fused", lambda query: called.append(1) or True)
+    expected, prefers_fused = NativeEngine(model).sample(prompts, 80, Sampling(), 0), Mock(return_value=True)
+    monkeypatch.setattr(attention, "prefers_fused", prefers_fused)
     for a, b in zip(NativeEngine(model).sample(prompts, 80, Sampling(), 0), expected, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-4)
-    assert called
+    assert prefers_fused.called
 
 
 def test_one_query_per_sequence_uses_the_fused_kernels_on_a_gpu(monkeypatch):
     """The meta device replaces a GPU: it computes nothing, but takes the same path."""
-    called = []
-    monkeypatch.setattr(
-        attention, "fused_grouped_attention", lambda *given: called.append(1) or fused_grouped_attention(*given)
-    )
+    fused = Mock(wraps=fused_grouped_attention)
+    monkeypatch.setattr(attention, "fused_grouped_attention", fused)
     query, key = torch.empty(2, 6, 1, 8, device="meta"), torch.empty(2, 3, 64, 8, device="meta")
     mixed, _ = grouped_attention(Layer(2), query, key, key, torch.empty(2, 1, 1, 64, device="meta"))
-    assert called
+    assert fused.called
     assert mixed.shape == (2, 1, 6, 8)
 
 
@@ -100,7 +100,8 @@ def test_blockwise_attention_and_its_gradients_equal_torchs(rows, groups, shared
     qkv = [random(rows, n, length, w, seed=seed + i).requires_grad_() for i, (n, w) in enumerate(shapes)]
     grad = random(rows, length, groups * shared, 6, seed=seed + 3)
     results = []
-    for function in (sdpa_attention_forward, matmul_attention):
+    functions: tuple[Any, ...] = (sdpa_attention_forward, matmul_attention)
+    for function in functions:
         mixed, _ = function(Layer(shared), *qkv, None, scaling=0.3)
         results.append([mixed, *torch.autograd.grad(mixed, qkv, grad)])
     for expected, found in zip(*results, strict=True):
@@ -118,16 +119,15 @@ def test_calls_with_a_mask_or_a_cache_go_to_torch():
 def test_a_model_has_the_same_gradients_with_either_attention(monkeypatch):
     """The registered name reaches the model: each of its layers calls the function."""
     model, ids = load(QUICKSTART), torch.randint(3, 40, (3, 150), generator=torch.Generator().manual_seed(0))
-    called = []
-    apply = BlockwiseAttention.apply
-    monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *given: called.append(1) or apply(*given))
+    apply = Mock(wraps=BlockwiseAttention.apply)
+    monkeypatch.setattr(attention.BlockwiseAttention, "apply", apply)
     gradients = []
     for name in (SDPA, MATMUL):
         model.model.set_attn_implementation(name)
         model.model.zero_grad()
         model.hidden(ids).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.model.parameters() if p.grad is not None])
-    assert len(called) == model.config.num_hidden_layers
+    assert apply.call_count == model.config.num_hidden_layers
     for expected, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from hopd.compute import kernels
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason="the kernels need a C compiler, cc, on Linux")
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
-WITHIN = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
+WITHIN: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
 EPS = 1e-5
 
 
@@ -87,9 +91,9 @@ def test_one_query_per_sequence_attends_from_its_first_position_to_itself(
     expected = torch.einsum("rgsk,rgkw->rgsw", weights, all_values).reshape(rows, -1)
 
     got = kernels.attend(qkv, keys, values, cos, sin, first, end, scale, norms if has_norms else None)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 6e-2, "atol": 6e-2}
-    torch.testing.assert_close(got.double(), expected, **tolerance)
-    torch.testing.assert_close(keys.double(), all_keys, **tolerance)
+    tolerance = 1e-4 if dtype == torch.float32 else 6e-2
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(keys.double(), all_keys, rtol=tolerance, atol=tolerance)
     assert torch.equal(values.double(), all_values)
 
 

@@ -37,7 +37,7 @@ class Squares:
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
-    work, out, printed = tmp_path / "work", tmp_path / "out", []
+    work, out, printed = tmp_path / "work", tmp_path / "out", list[str]()
     (page,) = reproduce([Squares()], work, out, log=printed.append)
     results = json.loads((out / "squares.json").read_text())["results"]
     assert "[Squares](squares.md) | squares are smaller than cubes" in (out / "README.md").read_text()

@@ -90,7 +90,7 @@ def test_a_missing_option_is_named() -> None:
     ],
 )
 def test_a_value_of_the_wrong_type_is_a_recipe_error(spec: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match=r"must be a (whole )?number.* got|write stages: \{0: 512\}, got"):
         horizon.build(spec, full_tokens=1000)
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -151,7 +152,7 @@ def test_a_ratio_out_of_range_is_an_error_that_names_the_range(ratio: float) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"ratio": 0.1, "tokens": 100}])
-def test_truncated_takes_exactly_one_of_ratio_and_tokens(options: dict[str, float]) -> None:
+def test_truncated_takes_exactly_one_of_ratio_and_tokens(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"either ratio or tokens: write ratio: 0\.1, or tokens: 512"):
         Truncated(1000, **options)
 

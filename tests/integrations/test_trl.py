@@ -32,6 +32,7 @@ class Recorded(DistillationTrainer):
 
     def _prepare_inputs(self, batch):
         prepared = super()._prepare_inputs(batch)
+        assert self.model
         lengths = prepared["completion_mask"].sum(1).tolist()
         if not self.model.training:
             self.evaluations.append(lengths)
@@ -162,10 +163,10 @@ def test_the_horizon_survives_a_resume(tmp_path):
     assert observed[3] == [3, 7, 4, 0, 7.0]
 
 
-def test_a_controller_observes_how_many_completions_stopped(tmp_path):
+def test_a_controller_observes_how_many_completions_stopped(tmp_path, monkeypatch):
     controller = Stretching()
     controller.full_tokens = 40
-    controller.decide = lambda step: Decision(40, "the length of a solution")
+    monkeypatch.setattr(controller, "decide", lambda step: Decision(40, "the length of a solution"))
     trainer = make(tmp_path, controller, max_steps=1, max_completion_length=40)
     trainer.train_dataset = Dataset.from_list([{"prompt": p.prompt} for p in RepeatedAddition(1, 64).problems])
     trainer.train()
@@ -183,7 +184,7 @@ def test_settings_that_would_override_the_horizon_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="leave it off"):
         make(tmp_path, Full(T), restore_callback_states_from_checkpoint=True)
     with pytest.raises(RecipeError, match="not Trainer"):
-        HorizonCallback(Full(T)).attach(Trainer.__new__(Trainer))
+        HorizonCallback(Full(T)).attach(Trainer.__new__(Trainer))  # type: ignore[arg-type]
     trainer = make(tmp_path, Full(T))
     trainer.add_callback(HorizonCallback(Full(T)))
     with pytest.raises(RecipeError, match=r"write callback\.attach\(trainer\)"):

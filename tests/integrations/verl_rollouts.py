@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -36,7 +37,8 @@ class Server:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
-        self.model, self.config, self.scored = AutoModelForCausalLM.from_pretrained(MODELS / model), config, []
+        self.model: Any = AutoModelForCausalLM.from_pretrained(MODELS / model)
+        self.config, self.scored = config, []
 
     @torch.no_grad()
     def generate(self, request_id, *, prompt_ids, sampling_params, **rest):
@@ -83,7 +85,7 @@ def configuration(overrides):
 
 
 def client(model, config):
-    server = Server.remote(model, config.actor_rollout_ref.rollout)
+    server = Server.remote(model, config.actor_rollout_ref.rollout)  # type: ignore[attr-defined]  # given by Ray
     return server, LLMServerClient(config, ray.remote(GlobalRequestLoadBalancer).remote(servers={"one": server}))
 
 

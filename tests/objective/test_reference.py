@@ -246,7 +246,11 @@ def test_the_chunk_size_follows_the_memory_of_the_device(monkeypatch, gib, expec
 def test_a_loss_and_its_teacher_use_the_chunk_size_of_the_device(monkeypatch):
     hidden, head, signal, _ = setup()
     seen = []
-    terms = lambda logits, rows: (seen.append(rows) or logits.sum(-1), logits[:, :1])  # noqa: E731
+
+    def terms(logits, rows):
+        seen.append(rows)
+        return logits.sum(-1), logits[:, :1]
+
     for module in ("head", "signal"):
         monkeypatch.setattr(f"hopd.objective.{module}.chunk_bytes_on", lambda device: 4 * V * 3)
     chunked_loss(head, hidden, terms)

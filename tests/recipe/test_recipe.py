@@ -188,6 +188,7 @@ def test_an_override_replaces_a_value_a_section_or_a_deep_value(tmp_path: Path) 
     assert recipe.controller() == Truncated(100, ratio=0.1)
     assert recipe.loss_window() == First(7)
     assert recipe.evaluation
+    assert isinstance(recipe.evaluation.task, AdditionSource)
     assert recipe.evaluation.task.size == 12
     assert recipe.student.layers == [0, 1]
 
@@ -202,7 +203,7 @@ def test_an_override_of_one_of_two_sections_that_share_an_anchor_does_not_change
     shared = MINIMAL.replace("student: {model: s}", "student: &same {model: s}")
     shared = shared.replace("teacher: {model: t}", "teacher: *same")
     recipe = Recipe.load(written(tmp_path / "recipe.yaml", shared), ["teacher.model=t"])
-    assert recipe.teacher
+    assert isinstance(recipe.teacher, ModelSource)
     assert (recipe.student.model, recipe.teacher.model) == ("s", "t")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ UNTIL_THE_END = [
 
 def teacher_without(token, path):
     """The quickstart teacher, saved with a NaN embedding of one token: it scores until it has read that token."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(TEACHER), AutoTokenizer.from_pretrained(TEACHER)
+    model: Any = AutoModelForCausalLM.from_pretrained(TEACHER)
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     embedding = model.get_input_embeddings().weight.detach()
     model.lm_head.weight = torch.nn.Parameter(embedding.clone())
     model.config.tie_word_embeddings = False
@@ -206,7 +208,7 @@ def assert_resumes_to_the_same_bits(command, tiny, tmp_path, *settings):
     """Two steps more, and the same number of steps without an interruption."""
     run, whole = tmp_path / "runs" / "tiny", tmp_path / "whole" / "tiny"
     steps = steps_saved(run)[-1] + 2
-    settings = [*settings, f"--set=training.steps={steps}"]
+    settings = (*settings, f"--set=training.steps={steps}")
     resumed = command("train", tiny, *settings, "--resume")
     assert resumed.code == 0, resumed.err
     assert command("train", tiny, *settings, f"--set=output={whole.parent}").code == 0

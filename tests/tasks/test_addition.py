@@ -78,7 +78,9 @@ def test_the_example_in_the_documentation_is_the_beginning_of_a_scratchpad() -> 
 @given(numbers, numbers, counts, st.integers(0, 100))
 def test_a_scratchpad_that_forgets_every_carry_has_none(start: int, addend: int, steps: int, seed: int) -> None:
     value = start
-    for _, before, _, *columns, after in lines_of(scratchpad(start, addend, steps, random.Random(seed), drop_carry=1)):
+    lines = lines_of(scratchpad(start, addend, steps, random.Random(seed), drop_carry=1))
+    assert len(lines) == steps
+    for _, before, _, *columns, after in lines:
         assert number(before) == value
         assert all(column[2] == column[4] == "0" for column in columns)
         value = sum((value // 10**place % 10 + addend // 10**place % 10) % 10 * 10**place for place in range(3))
@@ -104,6 +106,7 @@ def pairs_of(task: RepeatedAddition) -> set[tuple[int, int]]:
 def test_training_and_held_out_pairs_are_disjoint_whatever_the_seeds(seeds: tuple[int, int]) -> None:
     training = pairs_of(RepeatedAddition(12, size=8192, seed=seeds[0]))
     held_out = pairs_of(RepeatedAddition(12, size=2048, seed=seeds[1], held_out=True))
+    assert min(len(training), len(held_out)) > 1000
     assert not training & held_out
     assert all(is_held_out(*pair) for pair in held_out)
 

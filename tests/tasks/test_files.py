@@ -182,7 +182,7 @@ def test_a_row_without_an_answer_to_compare_with_is_an_error_and_no_silent_zero(
     tmp_path: Path, answer: str | None
 ) -> None:
     path = lines(tmp_path / "rows.jsonl", {"prompt": "Half?", "answer": answer})
-    with pytest.raises(TaskError):
+    with pytest.raises(TaskError, match="the answer is empty"):
         scores(path, "math", r"\boxed{0.5}")
 
 

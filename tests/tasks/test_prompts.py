@@ -32,7 +32,7 @@ def file_of(path: Path, *rows: str) -> PromptFile:
 
 
 def texts(prompts: PromptSet) -> list[str]:
-    return [prompts.tokenizer.decode(prompt.ids) for prompt in prompts.prompts]
+    return [str(prompts.tokenizer.decode(prompt.ids)) for prompt in prompts.prompts]
 
 
 def test_a_prompt_is_its_own_tokens_and_nothing_else(tokenizer: PreTrainedTokenizerBase) -> None:

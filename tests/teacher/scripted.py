@@ -29,6 +29,7 @@ class Scripted:
             text=True,
             env=os.environ | {"HOPD_TEST_KEY": KEY},
         )
+        assert self.process.stdout
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -43,8 +44,7 @@ class Scripted:
 
     def end(self):
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.communicate()
 
 
 def weights(run):

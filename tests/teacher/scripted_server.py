@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,7 +31,7 @@ KINDS = [
     "other_weights",
 ]
 lock = threading.Lock()
-state: dict = {"faults": [], "log": [], "random": None}
+state: dict[str, Any] = {"faults": [], "log": [], "random": None}
 
 
 def load(path):
@@ -42,7 +43,7 @@ def load(path):
 @torch.no_grad()
 def score(ids, top):
     log_probs = state["model"](input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-    places = [None]
+    places: list[dict[str, Any] | None] = [None]
     for at, token in enumerate(ids[1:]):
         wanted = [token, *log_probs[at].topk(top).indices.tolist()]
         places.append(

@@ -1,13 +1,15 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 
-from hopd.build.models import compare_vocabularies, load_models
+from hopd.build.models import load_models
 from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
 from hopd.forecast.preflight import preflight
 from hopd.model import load
+from hopd.model.vocabulary import compare_vocabularies
 from hopd.objective import Detail, Full, LossTokens, Sampled, SampledSignal, distillation_loss
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
@@ -144,7 +146,8 @@ def test_layers_are_dropped_and_the_rest_keeps_its_order(teacher):
     )
     prompts = [Prompt(0, torch.tensor([5, 6, 7, 8]))]
     (rollout,) = NativeEngine(pruned).sample(prompts, 10, Sampling(temperature=0.0), 0)
-    expected = pruned.model.generate(prompts[0].ids[None], max_new_tokens=10, do_sample=False)[0, 4:]
+    transformers_own: Any = pruned.model
+    expected = transformers_own.generate(prompts[0].ids[None], max_new_tokens=10, do_sample=False)[0, 4:]
     assert rollout.ids.tolist() == expected.tolist()
     for layers in ([], [2, 0], [0, 3]):
         with pytest.raises(ModelError, match="rising numbers from 0 to 2"):

@@ -18,6 +18,12 @@ def settings(**changes):
     return TrainingSection(steps=10, learning_rate=1e-3, **changes)
 
 
+def gradient(optimizer, name):
+    found = optimizer.masters[name].grad
+    assert found is not None
+    return found
+
+
 def gradients(model, scale=1.0):
     (scale * model.hidden(IDS).float().pow(2).mean()).backward()
 
@@ -61,11 +67,11 @@ def test_bf16_micro_batches_add_up_in_fp32():
     optimizer = MasterOptimizer(model.model, settings(precision="bf16"), 10)
     name = "model.layers.1.mlp.up_proj.weight"
     gradients(model, 1024.0)
-    large = optimizer.masters[name].grad.clone()
+    large = gradient(optimizer, name).clone()
     for _ in range(64):
         gradients(model, 1.0)
     expected = large * (1 + 64 / 1024)
-    torch.testing.assert_close(optimizer.masters[name].grad, expected, rtol=0.02, atol=1e-3 * float(large.abs().max()))
+    torch.testing.assert_close(gradient(optimizer, name), expected, rtol=0.02, atol=1e-3 * float(large.abs().max()))
 
 
 def test_nothing_moves_where_the_gradient_is_not_finite():
@@ -108,7 +114,7 @@ def test_state_that_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
     optimizer = MasterOptimizer(model.model, settings(), 10)
     gradients(model)
     optimizer.step(0, Processes())
-    made = {}
+    made: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(
         "hopd.training.optimizer.gathered",
         lambda moments, keep: made | {n: made.setdefault(n, t.clone()) for n, t in moments.items()},
@@ -139,5 +145,5 @@ def test_gradient_checkpointing_gives_the_same_gradient_and_decodes_as_before():
     for a, b in zip(plain.model.parameters(), recomputing.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     prompts = [Prompt(0, IDS[0, 5:12])]
-    a, b = (NativeEngine(m).sample(prompts, 20, Sampling(), 0)[0] for m in (plain, recomputing))
-    assert a.ids.tolist() == b.ids.tolist()
+    first, second = (NativeEngine(m).sample(prompts, 20, Sampling(), 0)[0] for m in (plain, recomputing))
+    assert first.ids.tolist() == second.ids.tolist()

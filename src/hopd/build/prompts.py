@@ -22,7 +22,8 @@ def build_task(source: TaskSource) -> Task:
         case FileSource():
             return PromptFile(**source.model_dump(exclude={"source", "chat"}))
         case TaskPlugin():
-            return source.make()
+            task: Task = source.make()
+            return task
 
 
 def build_prompts(

@@ -78,7 +78,7 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     # A layer's cache grows by copying, one layer at a time.
     positions = capacity(longest + tokens, student.device) * (1 + 1 / student.config.num_hidden_layers)
     copies = element * student.model.num_parameters() if decodes_packed(student) else 0
-    return rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies
+    return float(rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies)
 
 
 def _device_memory(device: torch.device) -> float:
@@ -91,7 +91,7 @@ def _cache_bytes(model: LanguageModel, element: int) -> float:
     """Returns the bytes of one position's keys and values."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * model.head_width * element
+    return float(2 * config.num_hidden_layers * heads * model.head_width * element)
 
 
 def _activation_bytes(model: LanguageModel, element: int) -> float:
@@ -99,8 +99,6 @@ def _activation_bytes(model: LanguageModel, element: int) -> float:
     config = model.config
     mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     layer = (WIDTHS_KEPT * config.hidden_size + MLP_WIDTHS_KEPT * mlp) * element
-    return (
-        layer + config.num_hidden_layers * config.hidden_size * element
-        if model.recomputes
-        else (layer * config.num_hidden_layers)
-    )
+    if model.recomputes:
+        return float(layer + config.num_hidden_layers * config.hidden_size * element)
+    return float(layer * config.num_hidden_layers)

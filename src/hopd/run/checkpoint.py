@@ -37,7 +37,8 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote; so does `optimizer`."""
         with self._explained():
-            return json.loads((self.path / "state.json").read_text())
+            state: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        return state
 
     def optimizer(self) -> dict[str, Tensor]:
         with self._explained():

@@ -69,7 +69,7 @@ class Learner:
                 if not torch.isfinite(total):
                     raise NonFiniteLoss(_first_non_finite(batch, terms))
                 with self.ledger.phase("update"):
-                    backward(total / count)
+                    (total / count).backward()
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
             for _ in range(passes - len(batches)):
@@ -137,11 +137,6 @@ class Learner:
         for phase, flops in self.flops(batch).items():
             self.ledger.add(phase, flops)
         self.ledger.add(scored_tokens=batch.at.tokens.numel(), trained_tokens=int((batch.at.weight > 0).sum()))
-
-
-def backward(loss: Tensor) -> None:
-    """Backpropagates; torch's own method has no annotations."""
-    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _first_non_finite(batch: Batch, terms: TokenStatistics) -> str:

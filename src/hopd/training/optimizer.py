@@ -35,7 +35,7 @@ class MasterOptimizer:
             scratch = torch.empty(max(BLOCK, *(_at_least_1d(p)[0].numel() for p in self.masters.values())))
             for name, parameter in self.parameters.items():
                 hook = partial(_move_gradient, scratch, self.masters[name])
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(hook)
         else:
             self.masters = self.parameters
         self.device = next(iter(self.masters.values())).device

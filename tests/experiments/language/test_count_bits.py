@@ -3,8 +3,8 @@
 import random
 import re
 
-from experiments.language.count_bits import DROPPED_CARRIES, SETTING, SYMBOLS, examples, worked
-from experiments.quickstart.make import character_tokenizer
+from experiments.language.count_bits import SETTING, SYMBOLS, examples, worked
+from experiments.quickstart.make import DROPPED_CARRIES, character_tokenizer
 from hopd.build.prompts import build_task
 from hopd.recipe import Recipe
 from hopd.tasks import addition

@@ -1,6 +1,7 @@
 """Checks that the language experiments run, at a size of seconds, and return what their pages read."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ def test_a_run_goes_on_and_is_read_when_it_is_done(tmp_path):
 
 
 def test_horizons(tmp_path):
-    found = replace(EXPERIMENTS["quickstart-horizons"], plan=SHORT).run("TOPD 0.1", 0, tmp_path)
+    experiment: Any = EXPERIMENTS["quickstart-horizons"]
+    found = replace(experiment, plan=SHORT).run("TOPD 0.1", 0, tmp_path)
     assert len(found["curve"]) == 3
     assert found["curve"][-1]["generated_tokens"] == 2 * 32 * 36
 
@@ -73,7 +75,8 @@ def test_models_are_made_once_for_all_seeds(name, module, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "UPDATES", (1, 1))
     monkeypatch.setattr(module, "BATCH", 2)
     small_setting = replace(module.SETTING, problems=8)
-    experiment = replace(EXPERIMENTS[name], plan={"TOPD 0.1": (topd(0.1), 1, 1)}, setting=small_setting)
+    full_size: Any = EXPERIMENTS[name]
+    experiment = replace(full_size, plan={"TOPD 0.1": (topd(0.1), 1, 1)}, setting=small_setting)
     for seed in (0, 1):
         (tmp_path / f"seed-{seed}").mkdir()
         experiment.prepare(seed, tmp_path / f"seed-{seed}")

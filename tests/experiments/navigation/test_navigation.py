@@ -11,7 +11,7 @@ from experiments.navigation.course import DISTANCE, STEPS, Course
 from experiments.navigation.distillation import distil
 from experiments.navigation.policy import MlpPolicy, OptimalPolicy, TransformerPolicy, log_prob
 from experiments.navigation.reinforce import reinforce
-from hopd.horizon import Full, Progressive, Truncated
+from hopd.horizon import Controller, Full, Progressive, Truncated
 
 SIMPLE, HARD = Course(30.0, task=1.0), Course(45.0, task=1.0, inertia=True, obstacle=2.0)
 
@@ -119,7 +119,10 @@ def test_a_student_learns_from_the_optimal_teacher(tmp_path):
 
 def test_costs_are_those_of_the_horizon(tmp_path):
     student, teacher = a_policy(MlpPolicy), a_policy(MlpPolicy, 1)
-    horizons = {"topd": Truncated(STEPS, ratio=0.1), "popd": Progressive(STEPS, start=1, increment=1, every=2)}
+    horizons: dict[str, Controller] = {
+        "topd": Truncated(STEPS, ratio=0.1),
+        "popd": Progressive(STEPS, start=1, increment=1, every=2),
+    }
     tokens = {}
     for name, controller in horizons.items():
         curve = distil(copy.deepcopy(student), teacher, SIMPLE, controller, 4, 0, tmp_path / name, rollouts=8, every=2)

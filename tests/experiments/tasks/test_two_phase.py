@@ -49,7 +49,7 @@ def test_the_worked_answer_adds_and_then_triples():
 
 def test_broken_habits_change_their_own_half_only():
     task = TwoPhase(steps=6, size=50)
-    half, changed, wrong = 6 * 29, {"drop_carry": [0, 0], "double": [0, 0]}, 0
+    half, changed, wrong = 6 * 29, {"drop_carry": [0, 0], "double": [0, 0]}, 0.0
     for problem in task.problems:
         right = solution(problem, 6)[2]
         for habit, halves in changed.items():

@@ -8,6 +8,11 @@ from transformers.cache_utils import Cache
 from hopd.rollout.native.cache import BLOCK, GROWTH, GrowingLayer, capacity, joined
 
 
+def keys_of(cache):
+    (layer,) = cache.layers
+    return layer.keys
+
+
 @given(st.lists(st.sampled_from([1, 2, 30, 64, 65]), min_size=1, max_size=6))
 def test_attention_gets_as_many_positions_as_its_mask_has_and_all_that_were_written(lengths):
     layer, written = GrowingLayer(), torch.zeros(2, 3, 0, 4)
@@ -44,8 +49,8 @@ def test_unused_positions_are_zero_whatever_their_memory_held(monkeypatch):
         for part in (length - 1, 1):
             states = torch.ones(rows, 3, part, 4)
             caches[-1].update(states, states, 0)
-        assert not caches[-1].layers[0].keys[:, :, length:].any()
-    keys = joined(caches, 70).layers[0].keys
+        assert not keys_of(caches[-1])[:, :, length:].any()
+    keys = keys_of(joined(caches, 70))
     assert keys.shape == (3, 3, 128, 4)
     assert torch.equal(keys.sum((1, 2, 3)), torch.tensor([70.0, 70.0, 5.0]) * 12)
     assert keys[2, :, 65:70].all()

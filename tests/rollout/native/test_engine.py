@@ -1,5 +1,7 @@
 """Compares the native engine with transformers' generate() and plain forward passes, on real and tiny random models."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -139,7 +141,7 @@ def test_the_context_ends_a_rollout_and_not_its_neighbours(student):
         NativeEngine(small).sample([Prompt(9, torch.ones(40, dtype=torch.long))], 5, Sampling(), 0)
 
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 2.0},
@@ -156,7 +158,12 @@ TINY = {
 
 def tiny(kind):
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size: dict[str, object] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     config = AutoConfig.for_model(
         kind, **size | {"vocab_size": 48, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 2} | TINY[kind]
     )

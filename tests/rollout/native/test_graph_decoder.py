@@ -18,11 +18,12 @@ def by_graph(monkeypatch):
     made = []
 
     def use(graph):
+        def make(model):
+            made.append(GraphDecoder(model, graph))
+            return made[-1]
+
         monkeypatch.setattr("hopd.rollout.native.acceleration.decodes_by_graph", lambda model: True)
-        monkeypatch.setattr(
-            "hopd.rollout.native.acceleration.GraphDecoder",
-            lambda model: made.append(GraphDecoder(model, graph)) or made[-1],
-        )
+        monkeypatch.setattr("hopd.rollout.native.acceleration.GraphDecoder", make)
         return made
 
     return use

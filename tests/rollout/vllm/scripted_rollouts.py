@@ -24,7 +24,7 @@ GENERATE = "/inference/v1/generate"
 def sample(ids, params):
     """Returns token ids and their log-probs, drawn by a generator of the request's own."""
     generator = torch.Generator().manual_seed(params["seed"])
-    prompt, made, log_probs = list(ids), [], []
+    prompt, made, log_probs = list(ids), list[int](), list[float]()
     while len(made) < params["max_tokens"] and not (made and made[-1] in params["stop_token_ids"]):
         row = state["model"](input_ids=torch.tensor([prompt + made])).logits[0, -1].log_softmax(-1)
         made.append(int(torch.multinomial(row.exp(), 1, generator=generator)))
