@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks.gpu.shapes import QUICKSTART
 from hopd.model import load
-from hopd.model.sharding import shard
+from hopd.model.fsdp import shard
 from hopd.objective import Full, distillation_loss
 from hopd.processes import Processes
 from hopd.recipe import TrainingSection

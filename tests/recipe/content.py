@@ -20,7 +20,7 @@ training: {steps: 2, learning_rate: 1e-4}
 
 def minimal(**changes: Any) -> dict[str, Any]:
     """The smallest recipe, with values put at dotted places: `minimal(**{"training.steps": 3})`."""
-    content = yaml.safe_load(MINIMAL)
+    content: dict[str, Any] = yaml.safe_load(MINIMAL)
     for place, value in changes.items():
         section = content
         *sections, key = place.split(".")

@@ -12,7 +12,7 @@ from hopd.errors import RecipeError
 from hopd.horizon import First, Full, Truncated, Whole
 from hopd.objective import Full as FullVocabulary
 from hopd.objective import Sampled, TopK
-from hopd.recipe import ModelSource, Recipe, RolloutSection, TrainingSection
+from hopd.recipe import AdditionSource, ModelSource, Recipe, RolloutSection, TrainingSection
 from hopd.run.directory import RunDirectory
 from tests.recipe.content import MINIMAL, minimal, reread, written
 

@@ -24,7 +24,7 @@ from hopd.horizon import Controller
 from hopd.model import LanguageModel
 from hopd.model.attention_choice import attention_of, can_choose_attention, choose_attention
 from hopd.model.flops import PassCost
-from hopd.model.sharding import shard
+from hopd.model.fsdp import shard
 from hopd.processes import Processes
 from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine

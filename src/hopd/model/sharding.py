@@ -6,19 +6,10 @@ different times on different processes, which then need not wait for one another
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from hopd.model.layer_stack import layer_stack
-from hopd.processes import Processes
-
-if TYPE_CHECKING:
-    from hopd.model.language_model import LanguageModel
 
 
 class Sharding:
@@ -57,28 +48,6 @@ class Sharding:
             unit.reshard()
 
 
-def shard(model: "LanguageModel", processes: Processes, bf16: bool) -> None:
-    """Shards the fp32 weights of `model` over the processes. They stay fp32; with `bf16`, passes use bf16 copies.
-
-    Gradients are summed over the processes, in fp32, not averaged: each process's loss is its part of one mean. Raises
-    `ModelError` unless the model has exactly one stack of layers.
-    """
-    mesh = init_device_mesh(processes.device.type, (processes.size,))
-    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
-    units: list[Any] = [*_layers(model), model.model]
-    # The vocabulary head is used outside the model's own forward pass; the last unit keeps it gathered until backward.
-    whole: Any = model.model  # it gets an attribute that its class does not know
-    whole.hopd_backbone = model.backbone.forward
-    for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=precision)
-        unit.set_gradient_divide_factor(1.0)
-        if hasattr(unit, "set_force_sum_reduction_for_comms"):  # torch before 2.9 divides by the factor above, 1
-            unit.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(whole, "hopd_backbone")
-    model.forward = whole.hopd_backbone
-    model.sharding = Sharding(units)
-
-
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Returns whole tensors: sharded ones are gathered one by one into the CPU's memory.
 
@@ -102,8 +71,3 @@ def shard_like(whole: Tensor, part: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _layers(model: "LanguageModel") -> list[nn.Module]:
-    parent, child = layer_stack(model.model, model.name, "shard one stack only: write training.sharding: none")
-    return list(getattr(parent, child))

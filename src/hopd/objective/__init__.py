@@ -7,7 +7,8 @@ use, so that reading an objective from a recipe does not load torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hopd.objective.objective import Custom, Detail, Full, Objective, Sampled, TopK
+from hopd.objective.detail import Detail
+from hopd.objective.objective import Custom, Full, Objective, Sampled, TopK
 
 if TYPE_CHECKING:
     from hopd.objective.credit import discounted_credit as discounted_credit

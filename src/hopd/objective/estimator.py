@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopd.objective.detail import Tail
 from hopd.objective.divergence import reverse_kl
-from hopd.objective.objective import Tail
 
 
 def sampled(

@@ -10,24 +10,11 @@ All of them implement `Objective`. `hopd.objective.loss` sums their losses.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, ClassVar, Literal, Protocol
 
 from hopd import plugin
 from hopd.errors import RecipeError
-
-Tail = Literal["paper", "renormalised", "bucket"]
-
-
-class Detail(IntEnum):
-    """Ranks how much of its distribution a teacher returns.
-
-    `SAMPLED` means log-probs of the sampled tokens, `TOP_K` also of its most likely tokens, `VOCABULARY` of all tokens.
-    """
-
-    SAMPLED = 1
-    TOP_K = 2
-    VOCABULARY = 3
+from hopd.objective.detail import Detail, Tail
 
 
 class Objective(Protocol):

@@ -119,7 +119,7 @@ class Learner:
                 with torch.no_grad():
                     self.student.hidden(ids)
             hidden = self.student.hidden(ids)
-            backward(0 * self.student.head.logits(hidden).sum())
+            (0 * self.student.head.logits(hidden).sum()).backward()
 
     def flops(self, batch: Batch) -> dict[str, float]:
         """Returns the FLOPs of one micro-batch by phase, without those of remote teachers."""
