@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hopd import plugin
-from hopd.build.prompts import build_task
+from hopd.assembly.prompts import build_task
 from hopd.errors import RecipeError
 from hopd.recipe import Recipe, TaskPlugin
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 LIMIT = 150.0  # seconds of one process
 # Tests of what touches a device; those with several processes are not for one GPU.
-TESTS = ["build", "compute", "evaluation", "model", "objective", "rollout", "run", "teacher", "training"]
+TESTS = ["assembly", "compute", "evaluation", "model", "objective", "rollout", "run", "teacher", "training"]
 
 
 def run(place: Place, record: Record) -> None:

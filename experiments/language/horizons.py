@@ -9,7 +9,7 @@ from typing import Any
 from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import interval, mean, save
 from experiments.language.setting import OPD, SEEDS, Setting, final, quickstart, train
-from hopd.build.evaluator import evaluate_model
+from hopd.assembly.evaluator import evaluate_model
 from hopd.run.directory import write_atomically
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import interval, mean, save
 from experiments.language.setting import OPD, SEEDS, final, quickstart, topd, train
-from hopd.build.evaluator import evaluate_model
+from hopd.assembly.evaluator import evaluate_model
 from hopd.recipe import ModelSource
 
 # All have about the same number of tokens.

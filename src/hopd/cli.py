@@ -49,7 +49,7 @@ def train(
         loaded = Recipe.load(recipe, overrides)
         typer.echo(f"done: {train_on_ray(loaded, ray, ray_restarts, resume)} steps, {loaded.directory}/")
         return
-    from hopd.build import build
+    from hopd.assembly import build
     from hopd.distiller import Distiller
     from hopd.forecast.preflight import preflight
 
@@ -78,7 +78,7 @@ def check(
 
         lines = check_recipe(loaded)
     else:
-        from hopd.build import build
+        from hopd.assembly import build
         from hopd.forecast.preflight import preflight
 
         lines = preflight(build(loaded))
@@ -114,7 +114,7 @@ def evaluate(
 
     if out and not out.absolute().parent.is_dir():
         raise RecipeError(f"--out {out}: there is no directory {out.parent}")
-    from hopd.build.evaluator import evaluate_model
+    from hopd.assembly.evaluator import evaluate_model
     from hopd.recipe import Recipe
 
     measured = evaluate_model(model, Recipe.load(recipe, overrides), greedy)

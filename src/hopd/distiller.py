@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from hopd.build import Parts, build
+from hopd.assembly import Parts, build
 from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision
@@ -37,7 +37,7 @@ class Distiller:
 
     @classmethod
     def of(cls, recipe: Recipe, **given: Any) -> "Distiller":
-        """Builds the parts of a recipe, with those of your own that are `given`: see `hopd.build.build`.
+        """Builds the parts of a recipe, with those of your own that are `given`: see `hopd.assembly.build`.
 
         Raises a `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
         """

@@ -175,7 +175,7 @@ def test_a_resumed_run_keeps_the_attention_choice(tiny):
     checkpoint = Distiller.of(Recipe.load(tiny, ["training.attention=matmul"]), resume=True)
     assert attention_of(checkpoint.parts.student) == MATMUL
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hopd.build.assembly.choose_attention", lambda *given: pytest.fail("it chose again"))
+        patch.setattr("hopd.assembly.assembly.choose_attention", lambda *given: pytest.fail("it chose again"))
         auto = Distiller.of(Recipe.load(tiny, ["training.attention=auto"]), resume=True)
     assert attention_of(auto.parts.student) == MATMUL
     assert all(attention_of(teacher) == MATMUL for teacher in auto.parts.teachers.values())

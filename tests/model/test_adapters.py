@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hopd.build.models import load_models
+from hopd.assembly.models import load_models
 from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
 from hopd.model import load

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import hopd
-from hopd.build.prompts import build_prompts
+from hopd.assembly.prompts import build_prompts
 from hopd.errors import TaskError
 from hopd.recipe import AdditionSource
 from hopd.rollout.rollout import FinishReason, Rollout

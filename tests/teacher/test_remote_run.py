@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from hopd import Distiller, Recipe
-from hopd.build import build
+from hopd.assembly import build
 from hopd.errors import RecipeError, TeacherUnavailable
 from hopd.forecast.preflight import preflight
 from hopd.run.progress import Progress

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from hopd.build.models import load_models
+from hopd.assembly.models import load_models
 from hopd.distiller import Distiller
 from hopd.errors import ModelError, RecipeError
 from hopd.forecast.preflight import preflight

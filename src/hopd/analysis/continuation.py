@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hopd.build.models import load_models
-from hopd.build.prompts import build_prompts
+from hopd.assembly.models import load_models
+from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.intervals import paired_interval

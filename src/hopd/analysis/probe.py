@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopd.build.models import load_models
-from hopd.build.prompts import build_prompts
+from hopd.assembly.models import load_models
+from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl

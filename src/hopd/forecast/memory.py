@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hopd.build import Parts
+from hopd.assembly import Parts
 from hopd.model import LanguageModel
 from hopd.objective.head import chunk_bytes_on
 from hopd.recipe import VllmDecoding, VllmServers

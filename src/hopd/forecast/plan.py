@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from hopd.build import Parts, build
+from hopd.assembly import Parts, build
 from hopd.forecast.memory import estimate_memory, rollout_bytes
 from hopd.forecast.outlook import stages
 from hopd.recipe import Recipe

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from hopd.build import Parts
+from hopd.assembly import Parts
 from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from hopd.build import build
+from hopd.assembly import build
 from hopd.distiller import Distiller
 from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
 from hopd.forecast.preflight import preflight

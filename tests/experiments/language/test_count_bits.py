@@ -5,7 +5,7 @@ import re
 
 from experiments.language.count_bits import SETTING, SYMBOLS, examples, worked
 from experiments.quickstart.make import DROPPED_CARRIES, character_tokenizer
-from hopd.build.prompts import build_task
+from hopd.assembly.prompts import build_task
 from hopd.recipe import Recipe
 from hopd.tasks import addition
 

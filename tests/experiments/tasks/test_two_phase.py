@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments.tasks.two_phase import TwoPhase, worked
-from hopd.build.prompts import build_task
+from hopd.assembly.prompts import build_task
 from hopd.errors import TaskError
 from hopd.recipe import Recipe
 from hopd.tasks.addition import is_held_out

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hopd import Distiller, Recipe
-from hopd.build import build
+from hopd.assembly import build
 from hopd.errors import EngineError, RecipeError, ServerUnavailable
 from hopd.forecast.preflight import preflight
 from hopd.model import load

@@ -1,7 +1,7 @@
 """Makes the evaluator of a recipe, for a run or for a model alone."""
 
-from hopd.build.models import load_source
-from hopd.build.prompts import build_prompts
+from hopd.assembly.models import load_source
+from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation import Accuracy, Divergence, Evaluator
 from hopd.model import LanguageModel, is_adapters, load

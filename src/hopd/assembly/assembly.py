@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hopd.build.engine import build_engine
-from hopd.build.evaluator import build_evaluator
-from hopd.build.models import Models, load_models
-from hopd.build.parts import Parts
-from hopd.build.prompts import build_prompts
-from hopd.build.teacher import build_teacher
+from hopd.assembly.engine import build_engine
+from hopd.assembly.evaluator import build_evaluator
+from hopd.assembly.models import Models, load_models
+from hopd.assembly.parts import Parts
+from hopd.assembly.prompts import build_prompts
+from hopd.assembly.teacher import build_teacher
 from hopd.compute.allocator import keep_freed_memory
 from hopd.compute.attention import MATMUL, SDPA
 from hopd.errors import CheckpointError, RecipeError

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hopd.build import build
+from hopd.assembly import build
 from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.forecast.preflight import preflight
