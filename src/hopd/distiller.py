@@ -6,9 +6,9 @@ step. The first process decides and writes, all of them sample and train.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-from hopd.assembly import Parts, build
+from hopd.assembly import Given, Parts, build
 from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision
@@ -36,7 +36,7 @@ class Distiller:
         self.evaluation: Evaluation | None = None  # the last one
 
     @classmethod
-    def of(cls, recipe: Recipe, **given: Any) -> "Distiller":
+    def of(cls, recipe: Recipe, **given: Unpack[Given]) -> "Distiller":
         """Builds the parts of a recipe, with those of your own that are `given`: see `hopd.assembly.build`.
 
         Raises a `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.

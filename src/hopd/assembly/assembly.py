@@ -6,7 +6,7 @@ processes that share a model make each part together.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -40,6 +40,17 @@ from hopd.teacher import Teacher
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
+
+
+class Given(TypedDict, total=False):
+    """Names what `build` takes besides a recipe."""
+
+    resume: bool
+    controller: Controller | None
+    engine: Callable[[LanguageModel], Engine] | None
+    teacher: Teacher | None
+    progress: Progress | None
+    clock: Callable[[], float]
 
 
 def build(
