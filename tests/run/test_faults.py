@@ -277,6 +277,15 @@ def test_what_an_interruption_left_behind_is_never_loaded_and_is_removed(command
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000003"]
 
 
+@pytest.mark.parametrize("prefix", [".unfinished-", ".removed-"])
+def test_a_resumed_run_with_nothing_left_to_do_removes_it_too(command, tiny, tmp_path, prefix):
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    assert command("train", tiny).code == 0
+    shutil.copytree(checkpoints / "step-000002", checkpoints / f"{prefix}step-000001")
+    assert command("train", tiny, "--resume").code == 0
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000002"]
+
+
 def test_a_leftover_of_the_very_step_that_is_saved_again_does_not_get_into_its_checkpoint(command, tiny, tmp_path):
     leftover = tmp_path / "runs" / "tiny" / "checkpoints" / ".unfinished-step-000002"
     assert command("train", tiny, "--set=training.steps=1").code == 0

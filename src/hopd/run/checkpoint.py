@@ -87,7 +87,7 @@ def save(
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
             + (f"{kept[-1].path.name} is whole: " if kept else "no earlier one exists: ")
-            + "make room and go on with --resume"
+            + "make room and continue with --resume"
         ) from error
     return Checkpoint(final, step)
 
@@ -101,7 +101,7 @@ def find(directory: Path) -> list[Checkpoint]:
 
 
 def prune(directory: Path, keep_last: int, keep_best: bool) -> None:
-    """Keeps the last ones, and the best if asked; removes the others and what interruptions left behind."""
+    """Keeps the last ones, and the best if asked; removes the others, and what interruptions left behind."""
     checkpoints = find(directory)
     kept = {checkpoint.step for checkpoint in checkpoints[-keep_last:]}
     if keep_best:
@@ -110,6 +110,11 @@ def prune(directory: Path, keep_last: int, keep_best: bool) -> None:
     for checkpoint in checkpoints:
         if checkpoint.step not in kept:
             remove(checkpoint)
+    clean(directory)
+
+
+def clean(directory: Path) -> None:
+    """Removes what interruptions left behind."""
     for leftover in directory.iterdir():
         if leftover.name.startswith((_UNFINISHED, _REMOVED)):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -15,7 +15,7 @@ import yaml
 
 from hopd.errors import CheckpointError, RecipeError
 from hopd.recipe import Recipe
-from hopd.run.checkpoint import Checkpoint, find
+from hopd.run.checkpoint import Checkpoint, clean, find
 
 LINES = ("metrics", "horizon", "evaluations", "scores", "samples")
 
@@ -53,6 +53,7 @@ class RunDirectory:
     def create(self, recipe: Recipe) -> None:
         with _reported(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            clean(self.checkpoints)
         write_atomically(self.path / "recipe.yaml", recipe.yaml())
         write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=1))
 
@@ -118,7 +119,7 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}); make room and go on with --resume"
+            f"{path} cannot be written ({error.strerror or error}); make room and continue with --resume"
         ) from error
 
 
