@@ -46,9 +46,9 @@ class Distiller:
     def train(self) -> Result:
         """Runs to the last step, from the last checkpoint if there is one.
 
-        Raises `Interrupted` on SIGTERM or Ctrl-C, `ServerUnavailable` if a teacher's or the rollouts' servers do not
-        answer within the deadline, and `EngineError` if rollouts are not the student's, after the complete steps have
-        been saved.
+        Saves the complete steps, and raises: `Interrupted` on SIGTERM or Ctrl-C, `ServerUnavailable` if a teacher's or
+        the rollouts' servers do not answer within the deadline, `EngineError` if rollouts are not the student's,
+        `RecipeError` if a controller of your own decides on an impossible horizon.
         """
         parts = self.parts
         self._resume()
@@ -61,7 +61,7 @@ class Distiller:
                     if parts.checkpointer.is_due(self.step):
                         self._save()
                     parts.interruption.agree(parts.processes)
-            except (Interrupted, ServerUnavailable, EngineError):
+            except (Interrupted, ServerUnavailable, EngineError, RecipeError):  # before the step's first update
                 parts.ledger.give_up()
                 self._save()
                 parts.processes.wait()  # a launcher ends all processes soon after the first has ended

@@ -12,6 +12,7 @@ from hopd.horizon import Decision, Truncated
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine
+from hopd.run import checkpoint
 from hopd.run.progress import Progress
 from hopd.teacher import LocalTeacher
 
@@ -79,11 +80,12 @@ def test_the_outcome_is_typed(tiny):
 
 
 @pytest.mark.parametrize("tokens", [0, 41])
-def test_a_controller_that_decides_on_an_impossible_horizon_is_named(tiny, tokens):
+def test_a_controller_that_decides_on_an_impossible_horizon_is_named_and_costs_no_step(tiny, tokens):
     class Wrong(Truncated):
         def decide(self, step):
-            return Decision(tokens, "a guess")
+            return Decision(tokens, "a guess") if step == 1 else super().decide(step)
 
     run = Distiller.of(Recipe.load(tiny), controller=Wrong(40, tokens=3), progress=QUIET)
-    with pytest.raises(RecipeError, match=rf"the horizon of step 0 is {tokens} tokens \(a guess\); .* on 1 to .* 40"):
+    with pytest.raises(RecipeError, match=rf"the horizon of step 1 is {tokens} tokens \(a guess\); .* on 1 to .* 40"):
         run.train()
+    assert [found.step for found in checkpoint.find(run.parts.directory.checkpoints)] == [1]
