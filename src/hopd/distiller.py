@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Unpack
 
-from hopd.assembly import Given, Parts, build
+from hopd.assembly import Replacements, Parts, build
 from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision
@@ -36,7 +36,7 @@ class Distiller:
         self.evaluation: Evaluation | None = None  # the last one
 
     @classmethod
-    def of(cls, recipe: Recipe, **given: Unpack[Given]) -> "Distiller":
+    def of(cls, recipe: Recipe, **given: Unpack[Replacements]) -> "Distiller":
         """Builds the parts of a recipe, with those of your own that are `given`: see `hopd.assembly.build`.
 
         Raises a `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
@@ -72,13 +72,13 @@ class Distiller:
         parts, learner = self.parts, self.parts.learner
         seed = fold(parts.recipe.seed, self.step)
         statistics = StepStatistics()
-        with parts.interruption.welcome():
+        with parts.interruption.interruptible():
             decision = self._decide()
             mini_batches = self._sample(decision, seed)
             learner.fetch(mini_batches, seed)
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
-            with parts.interruption.welcome() if rollouts is mini_batches[0] else nullcontext():
+            with parts.interruption.interruptible() if rollouts is mini_batches[0] else nullcontext():
                 learner.accumulate(rollouts, seed, statistics)
             norm = learner.apply(self.step)
             statistics.add_rollouts(rollouts)
@@ -117,7 +117,7 @@ class Distiller:
         flops = parts.ledger.run.training_flops
         if evaluator is None or not evaluator.is_due(self.step, parts.total_steps, flops, self.evaluation):
             return
-        with parts.interruption.welcome(), parts.ledger.phase("evaluation"):
+        with parts.interruption.interruptible(), parts.ledger.phase("evaluation"):
             found = evaluator.run()
         parts.ledger.add(evaluated_tokens=found.measure.tokens)
         parts.ledger.commit(parts.processes)

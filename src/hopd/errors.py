@@ -28,7 +28,7 @@ class CheckpointError(HopdError):
 
 
 class ServerUnavailable(HopdError):
-    """No server has answered within the deadline: what is complete is saved, and a resumed run goes on."""
+    """No server has answered within the deadline: complete steps are saved, and `--resume` continues."""
 
     exit_code = 3
 

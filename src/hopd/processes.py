@@ -38,6 +38,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
+        """Tells whether this is the process that writes and decides."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -49,9 +50,11 @@ class Processes:
         return summed
 
     def total(self, value: float) -> float:
+        """Returns the sum of all processes' values."""
         return float(self.sum(torch.tensor(value, dtype=torch.float64))) if self.size > 1 else value
 
     def highest(self, value: float) -> float:
+        """Returns the largest of all processes' values."""
         values = torch.zeros(self.size, dtype=torch.float64)
         values[self.rank] = value
         return float(self.sum(values).max())

@@ -19,20 +19,20 @@ def tell(signum=signal.SIGTERM):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_where_it_is_welcome_a_signal_raises_at_once(signum, code):
+def test_inside_an_interruptible_block_a_signal_raises_at_once(signum, code):
     went_on = False
-    with Interruption() as interruption, pytest.raises(Interrupted) as stopped, interruption.welcome():
+    with Interruption() as interruption, pytest.raises(Interrupted) as stopped, interruption.interruptible():
         went_on = tell(signum) is None
     assert stopped.value.exit_code == code
     assert not went_on
 
 
-def test_elsewhere_it_waits_for_the_next_welcome():
+def test_elsewhere_it_waits_for_the_next_interruptible_block():
     with Interruption() as interruption:
-        with interruption.welcome():
+        with interruption.interruptible():
             pass
         tell()
-        with pytest.raises(Interrupted), interruption.welcome():
+        with pytest.raises(Interrupted), interruption.interruptible():
             pytest.fail("the signal was forgotten")
 
 
@@ -44,7 +44,7 @@ def test_several_processes_stop_together_between_two_steps():
     with Interruption(together=True) as interruption:
         interruption.agree(Processes())
         tell()
-        with interruption.welcome():
+        with interruption.interruptible():
             pass
         with pytest.raises(Interrupted):
             interruption.agree(Processes())
@@ -65,7 +65,7 @@ def test_a_run_in_another_thread_is_told():
     def work():
         with Interruption() as interruption:
             interruption.tell(signal.SIGTERM)
-            with pytest.raises(Interrupted), interruption.welcome():
+            with pytest.raises(Interrupted), interruption.interruptible():
                 pytest.fail("what it was told was forgotten")
             stopped.append(interruption.signal)
 

@@ -1,6 +1,6 @@
-"""Makes the parts of a run from a recipe: the only room that knows both. Nothing here trains."""
+"""Makes the parts of a run from a recipe, as the only room that does. Nothing here trains."""
 
-from hopd.assembly.assembly import Given, build
+from hopd.assembly.assembly import Replacements, build
 from hopd.assembly.parts import Parts
 
-__all__ = ["Given", "Parts", "build"]
+__all__ = ["Replacements", "Parts", "build"]

@@ -42,8 +42,8 @@ from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
 
 
-class Given(TypedDict, total=False):
-    """Names what `build` takes besides a recipe."""
+class Replacements(TypedDict, total=False):
+    """Names the options of `build`: objects that replace the recipe's, and how the run is started."""
 
     resume: bool
     controller: Controller | None
@@ -144,7 +144,7 @@ def build(
 
 
 def check_same_checkpoint(step: int, processes: Processes) -> None:
-    """Raises `CheckpointError`, on every process, unless all of them go on from the same step."""
+    """Raises `CheckpointError`, on every process, unless all of them continue from the same step."""
     steps = processes.gather([step])
     if len(set(steps)) > 1:
         raise CheckpointError(
@@ -163,7 +163,7 @@ def _place(student: LanguageModel, recipe: Recipe, processes: Processes) -> None
 
 def _use_attention(recipe: Recipe, models: Models, longest: int, saved: str | None, processes: Processes) -> list[str]:
     """Sets the recipe's attention, or the one that `choose_attention` gives, and returns notes on it. A resumed run
-    goes on with the arithmetic that it began with, and all processes take the first one's choice."""
+    keeps the arithmetic that it began with, and all processes take the first one's choice."""
     wanted, student, notes = recipe.training.attention, models.student, list[str]()
     if wanted == "auto":
         tokens = min(recipe.training.tokens_per_batch, longest * recipe.rollout.prompts)

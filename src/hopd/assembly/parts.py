@@ -23,7 +23,7 @@ from hopd.training.order import PromptOrder
 class Parts:
     """Holds what `build` made, before anything moves. `teachers` are the local ones by name (None: the only one).
     `notes` are sentences for a person. `resumed` is the checkpoint that the student's weights came from, if the run
-    goes on."""
+    is resumed."""
 
     recipe: Recipe
     processes: Processes

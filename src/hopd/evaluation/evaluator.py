@@ -86,7 +86,7 @@ class Evaluator:
         else:
             rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
             measured = measure(rollouts, self.prompts, self.settings.samples)
-        scores = {"problems": self.prompts.mark, "scores": [round(score, 6) for score in measured.scores]}
+        scores = {"problems": self.prompts.fingerprint, "scores": [round(score, 6) for score in measured.scores]}
         return Measured(measured, scores, [self._readable(rollout) for rollout in rollouts[:SAMPLES_KEPT]])
 
     @cached_property

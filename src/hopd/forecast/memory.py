@@ -28,6 +28,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> float:
+        """Returns the most bytes held at once."""
         return self.static + max(self.rollout, self.update)
 
     def __str__(self) -> str:

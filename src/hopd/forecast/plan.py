@@ -71,14 +71,17 @@ class Plan:
 
     @property
     def seconds(self) -> float:
+        """Returns the seconds of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def flops(self) -> float:
+        """Returns the FLOPs of all stages."""
         return sum(stage.flops for stage in self.stages)
 
     @property
     def tokens(self) -> float:
+        """Returns the tokens that the student generates in all stages."""
         return sum(stage.tokens for stage in self.stages)
 
     def lines(self) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Checks a run before any work: one that cannot work should say so in its first minute.
 
-`hopd train` runs it, `hopd check` runs it alone. The last look is a real step on a tiny batch, rolled back afterwards.
+`hopd train` runs it, `hopd check` runs it alone. The last check is a real step on a tiny batch, rolled back afterwards.
 """
 
 import math

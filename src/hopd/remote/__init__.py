@@ -1,5 +1,5 @@
-"""Requests to servers of models over HTTP, with retries. The room knows no teacher, rollout or model: its callers say
-what to send and how to read an answer."""
+"""Sends requests to servers of models over HTTP, with retries. The room knows no teacher, rollout or model: its callers
+say what to send and how to read an answer."""
 
 from hopd.remote.backoff import Backoff
 from hopd.remote.client import Client

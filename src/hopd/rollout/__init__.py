@@ -1,4 +1,4 @@
-"""Rollouts, the student's samples, and the engines that generate them. The room knows no teacher, task, horizon
+"""Defines rollouts, the student's samples, and the engines that generate them. The room knows no teacher, task, horizon
 controller or loop."""
 
 from hopd.recipe.sampling import Sampling

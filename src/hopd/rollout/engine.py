@@ -1,4 +1,4 @@
-"""The interface of rollout engines, which is all that the training loop and the evaluation know of them."""
+"""Defines the interface of rollout engines, which is all that the training loop and the evaluation know of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,9 @@ from hopd.rollout.rollout import Prompt, Rollout
 
 
 class Engine(ABC):
-    """Samples from the student's current weights."""
+    """Samples from the student's current weights.
+
+    An engine of your own that computes with a sharded student must do so `with student.sharding.unsharded():`."""
 
     @abstractmethod
     def sample(
@@ -65,6 +67,6 @@ class CopyEngine(Protocol):
         """Returns the log-probs at temperature 1 of all tokens but the first, for each holder of a copy by its name."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Frees memory until the next `receive`; nothing is sampled before it."""
         ...

@@ -1,4 +1,4 @@
-"""A rollout: the student's response to one prompt, and why it ended. This file knows nothing of engines."""
+"""Defines a rollout: the student's response to one prompt, and why it ended. This file knows nothing of engines."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -20,7 +20,10 @@ from hopd.remote import RequestStats, fingerprint_ids
 from hopd.rollout.engine import CopyEngine, Engine
 from hopd.rollout.rollout import Prompt, Rollout
 
-ARRIVED = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # nats a token of the fingerprint: the most that rounding explains
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.2,
+}  # nats a token of the fingerprint: the most that rounding explains
 
 
 class WeightSync(Engine):
@@ -46,7 +49,7 @@ class WeightSync(Engine):
                 "from all of them; write rollout.engine: {kind: native}"
             )
         with self._together():
-            sentences = list(self.engine.check(longest)) if self._drives else []
+            sentences = list(self.engine.check(longest)) if self._sends else []
         return self.processes.broadcast(sentences)
 
     def sample(
@@ -57,20 +60,20 @@ class WeightSync(Engine):
         made: list[Rollout] = []
         with self._together():
             made = self.engine.sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
-        self.engine.rest()
+        self.engine.sleep()
         return made
 
     def metrics(self) -> dict[str, float]:
         """Returns the seconds of the last update, the difference of log-probs after it in nats a token, and for servers
         the faults and retries since the last call."""
-        measured = {"weight_sync_seconds": self.seconds, "weight_sync_apart": self.difference}
+        measured = {"weight_sync_seconds": self.seconds, "weight_sync_difference": self.difference}
         if not self.engine.shared:
             return measured
         stats, self.engine.stats = self.engine.stats, RequestStats()
         return measured | stats.metrics("rollout", self.processes)
 
     @property
-    def _drives(self) -> bool:
+    def _sends(self) -> bool:
         """Tells whether this process sends weights to an engine."""
         return self.processes.is_first or not self.engine.shared
 
@@ -90,7 +93,7 @@ class WeightSync(Engine):
         weights, wanted = self._weights(), self._own_log_probs()
         received: Any = None
         with self._together():
-            if self._drives:
+            if self._sends:
                 received = self.engine.receive(weights)
                 self.difference = self._compare(wanted)
         del weights
@@ -104,7 +107,7 @@ class WeightSync(Engine):
 
         Tied weights appear under both names: otherwise vLLM would keep the old vocabulary head. The dictionary is empty
         on a process that sends none."""
-        whole = gathered(merged_state_dict(self.student.model), self._drives)
+        whole = gathered(merged_state_dict(self.student.model), self._sends)
         weights = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in whole.items()}
         return cast(dict[str, Tensor], revert_weight_conversion(self.student.model, weights)) if weights else {}
 
@@ -121,7 +124,7 @@ class WeightSync(Engine):
         """Returns the largest mean difference between a copy's log-probs and the student's, in nats a token.
 
         Raises `EngineError` if it is more than rounding explains."""
-        bound = ARRIVED[self.dtype]
+        bound = TOLERANCE[self.dtype]
         scores = self.engine.score(self.fingerprint_ids)
         differences = {holder: float((found - wanted).abs().mean()) for holder, found in scores.items()}
         for holder, nats in differences.items():

@@ -1,1 +1,2 @@
-"""Keeps what a run leaves and shows: directory, checkpoints, ledger, progress. It knows neither steps nor losses."""
+"""Keeps the files of a run and shows its progress: directory, checkpoints, ledger. It knows what a step measured, not how
+a step is made."""

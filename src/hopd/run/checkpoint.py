@@ -35,12 +35,13 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote; so does `optimizer`."""
+        """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote."""
         with self._explained():
             state: dict[str, Any] = json.loads((self.path / "state.json").read_text())
         return state
 
     def optimizer(self) -> dict[str, Tensor]:
+        """Reads the moments and master weights, by name. Raises `CheckpointError` as `state` does."""
         with self._explained():
             return load_file(self.path / "optimizer.safetensors")
 
@@ -121,6 +122,7 @@ def clean(directory: Path) -> None:
 
 
 def remove(checkpoint: Checkpoint) -> None:
+    """Removes a checkpoint, if it is there; one that is partly removed is not found any more."""
     if checkpoint.path.exists():
         renamed = checkpoint.path.with_name(f"{_REMOVED}{checkpoint.path.name}")
         shutil.rmtree(renamed, ignore_errors=True)

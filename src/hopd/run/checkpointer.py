@@ -38,6 +38,7 @@ class Checkpointer:
         self.student, self.weights, self.state, self.processes = student, weights, state, processes
 
     def is_due(self, step: int) -> bool:
+        """Tells whether the run is saved after `step` complete steps: the last one always is."""
         return step == self.total_steps or step % self.settings.every == 0
 
     def save(self, step: int, score: float | None) -> None:

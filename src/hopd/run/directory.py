@@ -19,7 +19,7 @@ from hopd.run.checkpoint import Checkpoint, clean, find
 
 LINES = ("metrics", "horizon", "evaluations", "scores", "samples")
 
-# What a resumed run may change: how long it goes on, how it is watched, how work is cut up in memory or over processes.
+# What a resumed run may change: its length, how it is watched, how work is divided in memory or over processes.
 CHANGEABLE = (
     "training.steps",
     "training.epochs",
@@ -51,6 +51,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     def create(self, recipe: Recipe) -> None:
+        """Makes the directory, and writes the recipe and the environment. Raises `CheckpointError` if that fails."""
         with _reported(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             clean(self.checkpoints)
@@ -72,7 +73,7 @@ class RunDirectory:
             raise RecipeError(f"{self.path} cannot be made, since {blocked} is a file; write another output")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RecipeError(
-                f"{self.path} holds another run: go on with it with --resume, give this one another name "
+                f"{self.path} holds another run: continue it with --resume, give this one another name "
                 "(--set name=...), or remove it"
             )
 
@@ -93,6 +94,7 @@ class RunDirectory:
             )
 
     def append(self, name: str, line: dict[str, Any]) -> None:
+        """Adds a line to `metrics` or another of `LINES`. Raises `CheckpointError` if that fails."""
         path = self.path / f"{name}.jsonl"
         with _reported(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -11,16 +11,16 @@ from hopd.processes import Processes
 
 
 class Interruption:
-    """Makes SIGTERM and SIGINT, while it is entered, raise `Interrupted`, at once inside `welcome` and at its next
-    entry otherwise. Several processes must stop at the same step: there (`together`) it is asked for, not raised.
+    """Makes SIGTERM and SIGINT, while it is entered, raise `Interrupted`, at once inside `interruptible` and at its next
+    entry otherwise. Several processes (`together`) must stop at the same step: they raise it in `agree` alone.
 
-    Python gives signals to the main thread alone: in another thread somebody must `tell`.
+    Python delivers signals to the main thread alone: a run in another thread is stopped by `tell`.
     """
 
     def __init__(self, together: bool = False):
         self.together = together
         self.signal: int | None = None
-        self._welcome = False
+        self._interruptible = False
 
     def __enter__(self) -> "Interruption":
         taken = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
@@ -32,14 +32,14 @@ class Interruption:
             signal.signal(signum, handler)
 
     @contextmanager
-    def welcome(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Lets a signal end the block at once: nothing inside changes what outlives the step."""
-        self._welcome = not self.together
-        self._raise_if_welcome()
+        self._interruptible = not self.together
+        self._raise_if_interruptible()
         try:
             yield
         finally:
-            self._welcome = False
+            self._interruptible = False
 
     def agree(self, processes: Processes) -> None:
         """Raises between two steps, on every process if any was told to stop."""
@@ -52,9 +52,9 @@ class Interruption:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.tell(signum)
-        self._raise_if_welcome()
+        self._raise_if_interruptible()
 
-    def _raise_if_welcome(self) -> None:
-        if self.signal is not None and self._welcome:
-            self._welcome = False
+    def _raise_if_interruptible(self) -> None:
+        if self.signal is not None and self._interruptible:
+            self._interruptible = False
             raise Interrupted(self.signal)

@@ -1,8 +1,8 @@
-"""Counts what a run has cost: tokens, FLOPs, seconds. Persisted after every step, and never reset by a resume.
+"""Counts what a run has cost: tokens, FLOPs, seconds. It is saved after every step, and a resume never resets it.
 
-Two accounts. `run` is what the weights cost: it is saved with each checkpoint, and counts the same whether the run was
-interrupted or not. `redone` is work that an interruption threw away. Their sum is what was spent, and only grows.
-What a step adds is kept apart, in `pending`, until the step is complete.
+It keeps two accounts. `run` is the cost of the weights: it is saved with each checkpoint, and is the same whether the
+run was interrupted or not. `redone` is the work that interruptions discarded. Their sum is what was spent, and only
+grows. `pending` holds what a step adds until the step is complete.
 """
 
 import json
@@ -43,10 +43,12 @@ class Account:
 
     @property
     def training_flops(self) -> float:
+        """Returns the FLOPs of all phases but the evaluation."""
         return sum(flops for phase, flops in self.flops.items() if phase != "evaluation")
 
     @property
     def training_seconds(self) -> float:
+        """Returns the seconds of all phases but the evaluation."""
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "evaluation")
 
     @property
@@ -79,8 +81,8 @@ PHASES = ("rollout", "teacher", "update")
 
 
 class Ledger:
-    """Adds to the account of the run; `path` is where it is kept: of several processes, one `writes`. Seconds are those
-    of `clock`: time.process_time takes those that other programs had the cores out of them."""
+    """Adds to the account of the run and saves it at `path`. Of several processes, only one `writes`. Seconds are those
+    of `clock`: time.process_time leaves out the seconds in which other programs had the cores."""
 
     def __init__(self, path: Path, writes: bool = True, clock: Callable[[], float] = time.perf_counter):
         self.path, self.writes, self.clock = path, writes, clock
@@ -138,14 +140,16 @@ class Ledger:
 
     @property
     def spent(self) -> Account:
-        """Adds the work that an interruption threw away."""
+        """Returns the cost of the run plus the work that interruptions discarded."""
         return self.run + self.redone
 
     def save(self) -> None:
+        """Writes both accounts to `path`, on the process that writes."""
         if self.writes:
             write_atomically(self.path, json.dumps({"run": asdict(self.run), "redone": asdict(self.redone)}, indent=1))
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the account of the run, for a checkpoint."""
         return asdict(self.run)
 
     def resume(self, state: dict[str, Any] | None) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-EXPLAINED = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
+TOLERANCE = {"fp32": 1e-2, "bf16": 0.2}  # nats a token that rounding can explain, generously
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MismatchAlarm:
             advice = "later mini-batches see newer weights than those that sampled: use larger ones, or"
         else:
             advice = f"does the {engine} engine compute in {precision} too, and the same? If rounding explains it,"
-        return cls(threshold or EXPLAINED[precision], advice)
+        return cls(threshold or TOLERANCE[precision], advice)
 
     def sentence(self, step: int, mismatch: float) -> str | None:
         """Returns a sentence where a step's mean mismatch (nats a token) is above the threshold."""

@@ -39,8 +39,8 @@ class Progress:
         self._live = None
 
     def step(self, metrics: dict[str, Any], decision: Decision, alarm: str | None = None) -> None:
-        """Shows a complete step; where there is no terminal, not more often than every few seconds. An alarm that goes
-        on is said once."""
+        """Shows a complete step; where there is no terminal, not more often than every few seconds. An alarm that
+        persists is shown once."""
         if alarm and not self._alarmed:
             self.note(alarm)
         self._alarmed = alarm is not None
@@ -56,6 +56,7 @@ class Progress:
             self.console.print(line, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
+        """Prints a line that stays."""
         self.console.print(f"{text}", markup=False, soft_wrap=True)
 
     def _grows_steadily(self, tokens: int) -> bool:

@@ -34,7 +34,7 @@ class Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises `RecipeError` for a tracker whose package is not installed: accelerate would go on without it."""
+    """Raises `RecipeError` for a tracker whose package is not installed: accelerate would continue without it."""
     for name in names:
         if find_spec(name) is None:
             raise RecipeError(f"trackers: {name} is not installed: pip install 'hopd[{name}]'")

@@ -1,5 +1,5 @@
-"""Tasks: where prompts come from and how answers are checked. The room knows tokenizers and rollouts, but no model,
-recipe or engine."""
+"""Defines tasks: where prompts come from and how answers are checked. The room knows tokenizers and rollouts, but no
+model, recipe or engine."""
 
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile

@@ -1,4 +1,4 @@
-"""Repeated addition mod 1000 with a digit-by-digit scratchpad: the quickstart task.
+"""Defines the quickstart task: repeated addition mod 1000 with a digit-by-digit scratchpad.
 
 The prompt `472+185*c:` asks for 581 to be added to 274 three times (digits are written least significant first).
 The response has one line of 29 characters for each step, and then the answer:

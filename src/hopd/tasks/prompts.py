@@ -29,7 +29,7 @@ class PromptSet:
         return self.task.score(self.problems[rollout.prompt.id], self.text(rollout))
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Returns a hash of the prompts and answers, in their order: `hopd compare` requires it to be equal."""
         asked = [(prompt.id, prompt.ids.tolist(), repr(self.problems[prompt.id].answer)) for prompt in self.prompts]
         return sha256(repr(asked).encode()).hexdigest()[:16]

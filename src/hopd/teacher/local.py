@@ -1,4 +1,4 @@
-"""Teachers in this process: any causal LM that shares the student's vocabulary, and the student without its
+"""Scores with teachers in this process: any causal LM that shares the student's vocabulary, or the student without its
 adapters."""
 
 import torch

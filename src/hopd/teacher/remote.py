@@ -1,4 +1,4 @@
-"""A teacher behind a vLLM server, which scores prompts by the OpenAI-compatible `/v1/completions`.
+"""Scores with a teacher behind a vLLM server, by the OpenAI-compatible `/v1/completions`.
 
 The server returns the log-probs of a sequence's tokens and of the likeliest ones: enough for the objectives `sampled`
 and `top_k` with the teacher's candidates. They are at temperature 1, before any top-k or top-p.

@@ -72,7 +72,7 @@ def check_remote(
             gone.append(error)
     if len(gone) == len(teacher.source.servers):
         raise gone[0]
-    yield from (f"{what}: {error}; going on with the others" for error in gone)
+    yield from (f"{what}: {error}; continuing with the others" for error in gone)
     ((scores,),) = teacher.ask([[teacher.fingerprint_ids]])
     _check_tokens(teacher, student, scores.decoded)
     yield (

@@ -84,10 +84,13 @@ def test_what_it_samples_is_what_is_trained(run):
     lines = metrics(run.parts.directory.path)
     assert [line["step"] for line in lines] == [1, 2]
     print(
-        "mismatch:", [line["mismatch"] for line in lines], "fingerprint:", [line["weight_sync_apart"] for line in lines]
+        "mismatch:",
+        [line["mismatch"] for line in lines],
+        "fingerprint:",
+        [line["weight_sync_difference"] for line in lines],
     )
     assert max(line["mismatch"] for line in lines) < 1e-3
-    assert max(line["weight_sync_apart"] for line in lines) < 1e-3
+    assert max(line["weight_sync_difference"] for line in lines) < 1e-3
 
 
 def test_greedy_rollouts_equal_the_native_engines_after_training(run, chats):

@@ -223,7 +223,7 @@ def test_a_run_is_trained_stopped_and_resumed(command, server, tmp_path):
     whole, resumed = (metrics(tmp_path / "runs" / name) for name in ("whole", "trained"))
     assert [line["horizon"] for line in resumed] == [8, 14, 20]
     assert max(line["mismatch"] for line in whole + resumed) < LOG_PROBS
-    assert max(line["weight_sync_apart"] for line in whole + resumed) < LOG_PROBS
+    assert max(line["weight_sync_difference"] for line in whole + resumed) < LOG_PROBS
     assert not any("alarm" in line for line in whole + resumed)
     assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in whole], rel=1e-4)
     mine, theirs = weights(tmp_path / "runs" / "trained"), weights(tmp_path / "runs" / "whole")

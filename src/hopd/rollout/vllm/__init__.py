@@ -1,2 +1,2 @@
-"""Engines that sample with vLLM, colocated with the trainer or on servers, from a copy of the student's weights. The
-room knows no processes of the run: `WeightSync` decides who sends the weights."""
+"""Samples with vLLM, colocated with the trainer or on servers, from a copy of the student's weights. The room knows no
+processes of the run: `WeightSync` decides who sends the weights."""

@@ -1,4 +1,4 @@
-"""Colocated vLLM: one `vllm.LLM` for each training process, on its GPU or on the CPU.
+"""Runs vLLM colocated with the trainer: one `vllm.LLM` for each training process, on its GPU or on the CPU.
 
 It starts with the first weights, and all later ones are updated in place: by CUDA IPC on a GPU, by a file on a CPU. The
 package `vllm` is imported only when it is needed.
@@ -122,7 +122,7 @@ class ColocatedVllm:
         places = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
         return {"colocated vLLM": torch.tensor([place[id].logprob for place, id in places])}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Puts vLLM to sleep, where the recipe says so, to free its GPU memory."""
         if self._sleeps:
             self._llm.sleep(level=SLEEP)

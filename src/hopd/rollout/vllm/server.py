@@ -84,7 +84,7 @@ class RemoteVllm:
         silent = [f"{server} does not answer: {fault}" for server, fault in gone.items()]
         if len(silent) == len(self.source.servers):
             raise ServerUnavailable(silent[0])
-        yield from (f"rollouts: {sentence}; going on with the others" for sentence in silent)
+        yield from (f"rollouts: {sentence}; continuing with the others" for sentence in silent)
         how = "by NCCL" if self.source.weights == "nccl" else f"by a file in {self.source.directory}"
         working = [server for server in self.source.servers if server not in gone]
         yield f"rollouts: vLLM at {', '.join(working)}; weights are sent {how} before each step"
@@ -163,7 +163,7 @@ class RemoteVllm:
 
         return {server: self.client.ask(GENERATE, [body], read, [server])[0] for server in self._fresh}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Does nothing: the servers use no memory of the trainer."""
 
     def _send(self, server: str, weights: Mapping[str, Tensor], version: str) -> Fault | None:
