@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Unpack
 
-from hopd.assembly import Replacements, Parts, build
+from hopd.assembly import Parts, Replacements, build
 from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision

@@ -3,4 +3,4 @@
 from hopd.assembly.assembly import Replacements, build
 from hopd.assembly.parts import Parts
 
-__all__ = ["Replacements", "Parts", "build"]
+__all__ = ["Parts", "Replacements", "build"]

@@ -1,2 +1,2 @@
-"""Keeps the files of a run and shows its progress: directory, checkpoints, ledger. It knows what a step measured, not how
-a step is made."""
+"""Keeps the files of a run and shows its progress: directory, checkpoints, ledger. It knows what a step measured, not
+how it is made."""

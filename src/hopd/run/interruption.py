@@ -11,8 +11,8 @@ from hopd.processes import Processes
 
 
 class Interruption:
-    """Makes SIGTERM and SIGINT, while it is entered, raise `Interrupted`, at once inside `interruptible` and at its next
-    entry otherwise. Several processes (`together`) must stop at the same step: they raise it in `agree` alone.
+    """Makes SIGTERM and SIGINT, while it is entered, raise `Interrupted`, at once inside `interruptible` and at its
+    next entry otherwise. Several processes (`together`) must stop at the same step: they raise it in `agree` alone.
 
     Python delivers signals to the main thread alone: a run in another thread is stopped by `tell`.
     """

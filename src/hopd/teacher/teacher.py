@@ -1,4 +1,4 @@
-"""Defines the protocol of a teacher, which is all that the training loop knows of it, and one that routes to several."""
+"""Defines the protocol of a teacher, all that the training loop knows of it, and a teacher that routes to several."""
 
 from collections.abc import Mapping
 from typing import Protocol

@@ -1,6 +1,6 @@
 """Computes and applies one optimiser step from a set of rollouts.
 
-It receives finished rollouts and a loss window. It does not know the horizon, nor how far rollouts go, nor the engine or the recipe.
+It receives finished rollouts and a loss window. It does not know how far rollouts go, the engine or the recipe.
 """
 
 import math
