@@ -34,8 +34,8 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(if $(VLLM),--vllm $(VLLM))
 
-# hopd on one GPU, in eight minutes; nothing is installed, so PYTHON must have torch, transformers and hopd's other
-# dependencies: make gpu PYTHON=/path/to/python
+# hopd on one GPU, in about eight minutes (an estimate); nothing is installed, so PYTHON must have torch, transformers
+# and hopd's other dependencies: make gpu PYTHON=/path/to/python
 gpu:
 	PYTHONPATH=src:. HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu
 

@@ -130,7 +130,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Write runs, figure and table to this directory.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed prompts and rollouts with this number.")] = 0,
 ) -> None:
-    """Train the quickstart with full rollouts, POPD and TOPD; takes a few minutes on two cores."""
+    """Train the quickstart with full rollouts, POPD and TOPD; takes about a minute on two cores."""
     from hopd.quickstart.demo import run_demo
 
     run_demo(out, seed)
