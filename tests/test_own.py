@@ -153,7 +153,7 @@ def test_a_plug_in_is_checked_when_the_recipe_is_read(tiny, section, content, se
 
 
 def test_the_python_in_the_documentation_runs_as_written():
-    alpha, from_python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    alpha, from_python, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {"__name__": "alpha"}
     exec(alpha, names)
     exec(from_python, names)
@@ -164,3 +164,16 @@ def test_the_python_in_the_documentation_runs_as_written():
         divergence(SimpleNamespace(student=p, teacher=q)), (q.exp() * (q - p)).sum(-1), rtol=1e-3, atol=1e-4
     )
     assert float(divergence(SimpleNamespace(student=p, teacher=p)).abs().max()) < 1e-6
+
+
+def test_the_engine_in_the_documentation_trains_and_decodes_as_written(capsys):
+    _, from_python, with_an_engine = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "own"}
+    exec(from_python, names)
+    exec(with_an_engine, names)
+    run = names["run"]
+    assert run.parts.learner.teacher is names["teacher"]
+    lines = run.parts.directory.read("metrics")
+    assert len(lines) == 20
+    assert all(line["sample_seconds"] > 0 for line in lines)
+    assert capsys.readouterr().out.splitlines()[-2].startswith("stop ")

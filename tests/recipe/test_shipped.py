@@ -36,7 +36,7 @@ def test_the_horizons_in_comments_of_a_shipped_recipe_are_valid(path: Path) -> N
 def test_the_packaged_quickstart_is_the_one_in_recipes() -> None:
     packaged = Path(hopd.__file__).parent / "quickstart" / "recipe.yaml"
     (shown,) = [path for path in RECIPES if path.stem == "quickstart"]
-    assert Recipe.load(packaged) == Recipe.load(shown)
+    assert packaged.read_bytes() == shown.read_bytes()
 
 
 def test_there_is_a_recipe_for_each_pair_of_the_paper() -> None:
