@@ -43,7 +43,7 @@ class Plateau:
             self.best, self.waited = float("inf"), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `observe` changes: a resumed run goes on from here."""
+        """Everything that `observe` changes: a resumed run continues from here."""
         return {"horizon": self.horizon, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def run(command: list[str]) -> None:
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def train(processes: int, *changes: str, output: Path | None = None, launcher: str = "torchrun") -> Path:
-        """Trains, or goes on in `output`; gives the run's directory."""
+        """Trains, or continues in `output`; returns the run's directory."""
         output = output or tmp_path_factory.mktemp("runs")
         (output / "recipe.yaml").write_text(RECIPE.format(output=output))
         sets = [part for change in changes for part in ("--set", change)]
@@ -217,7 +217,7 @@ def test_bf16_sharded_is_close_to_bf16_of_one_process(train):
 
 
 def test_sharded_adapters_and_their_base_as_teacher(train, tmp_path):
-    """Passes of the teacher put the same layers together; base weights are cut up and never change."""
+    """Passes of the teacher gather the same layers; base weights are sharded and never change."""
     lora = ("lora={rank: 4, alpha: 8}", "training.learning_rate=1e-2")
     whole = train(1, *lora)
     check_same(whole, train(2, FSDP, *lora), "adapter_model.safetensors")

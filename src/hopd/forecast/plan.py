@@ -54,6 +54,7 @@ class Stage:
 
     @property
     def steps(self) -> int:
+        """Returns the number of steps in the stage."""
         return self.last - self.first + 1
 
 

@@ -20,10 +20,8 @@ from hopd.remote import RequestStats, fingerprint_ids
 from hopd.rollout.engine import CopyEngine, Engine
 from hopd.rollout.rollout import Prompt, Rollout
 
-TOLERANCE = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.2,
-}  # nats a token of the fingerprint: the most that rounding explains
+# Nats a token of the fingerprint: the most that rounding explains.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
 class WeightSync(Engine):

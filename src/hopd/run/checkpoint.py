@@ -51,7 +51,7 @@ class Checkpoint:
             yield
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.path} is not what hopd wrote ({error}); remove it to go on from an earlier one"
+                f"{self.path} is not what hopd wrote ({error}); remove it to continue from an earlier one"
             ) from error
 
 
