@@ -49,7 +49,8 @@ def _decoding(lines: Sequence[Line]) -> Iterator[Verdict]:
         yield Verdict(criterion, f"{mine:.4f} against {other:.4f} nats", mine <= 1.25 * other)
         mine, other = ours["ms_a_token"], plain["ms_a_token"]
         if mine > 0:  # noise of the prefill can exceed a hundred tokens
-            yield Verdict(f"{what}: as fast as the model's modules", f"{mine:.1f} against {other:.1f} ms", mine <= other)
+            figures = f"{mine:.1f} against {other:.1f} ms"
+            yield Verdict(f"{what}: as fast as the model's modules", figures, mine <= other)
     for line in _of(lines, "generate"):
         same = at.get(("as it is", line["rows"], line["context"]))
         if same is not None and same["ms_a_token"] > 0:
