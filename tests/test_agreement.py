@@ -35,7 +35,16 @@ for ranks, expected in {(1,): ["EngineError: process 1: of 1", "EngineError: of 
         assert f"{type(error).__name__}: {error}" == expected[rank], error
     else:
         raise AssertionError(f"process {rank} has not heard of an error")
+try:
+    with processes.together():
+        if rank == 1:
+            raise TaskError("inside")
+except TaskError as error:
+    assert str(error) == ("process 1: inside", "inside")[rank], error
+else:
+    raise AssertionError(f"process {rank} has not heard of an error")
 processes.wait()
+processes.stop()
 print(f"process {rank} agrees")
 """
 

@@ -54,6 +54,8 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, float) and value < 0:
+        return "noise"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

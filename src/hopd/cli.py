@@ -58,6 +58,7 @@ def train(
     for line in preflight(parts):
         note(line)
     result = Distiller(parts).train()
+    parts.processes.stop()
     note(f"done: {result.steps} steps, {result.directory.path}/")
 
 

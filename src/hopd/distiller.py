@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from hopd.assembly import Parts, Replacements, build
-from hopd.errors import EngineError, Interrupted, RecipeError, ServerUnavailable
+from hopd.errors import EngineError, HorizonError, Interrupted, ServerUnavailable
 from hopd.evaluation import Evaluation
 from hopd.horizon import Decision
 from hopd.recipe import Recipe
@@ -48,7 +48,7 @@ class Distiller:
 
         Saves the complete steps, and raises: `Interrupted` on SIGTERM or Ctrl-C, `ServerUnavailable` if a teacher's or
         the rollouts' servers do not answer within the deadline, `EngineError` if rollouts are not the student's,
-        `RecipeError` if a controller of your own decides on an impossible horizon.
+        `HorizonError` if a controller of your own decides on an impossible horizon.
         """
         parts = self.parts
         self._resume()
@@ -61,7 +61,7 @@ class Distiller:
                     if parts.checkpointer.is_due(self.step):
                         self._save()
                     parts.interruption.agree(parts.processes)
-            except (Interrupted, ServerUnavailable, EngineError, RecipeError):  # before the step's first update
+            except (Interrupted, ServerUnavailable, EngineError, HorizonError):  # before the step's first update
                 parts.ledger.give_up()
                 self._save()
                 parts.processes.wait()  # a launcher ends all processes soon after the first has ended
@@ -95,7 +95,7 @@ class Distiller:
         mine = parts.controller.decide(self.step) if parts.processes.is_first else Decision(0, "")
         decision = parts.processes.broadcast(mine)
         if not 1 <= decision.tokens <= parts.recipe.rollout.full_tokens:
-            raise RecipeError(
+            raise HorizonError(
                 f"the horizon of step {self.step} is {decision.tokens} tokens ({decision.reason}); a controller must "
                 f"decide on 1 to rollout.full_tokens = {parts.recipe.rollout.full_tokens}"
             )
@@ -137,9 +137,10 @@ class Distiller:
             parts.controller.load_state_dict(state["controller"])
             parts.learner.optimizer.load_state(resumed.optimizer())
         lines = []
-        if parts.processes.is_first:
-            parts.directory.create(parts.recipe)
-            parts.directory.rewind(self.step, evaluated=state is not None and state["score"] is not None)
-            lines = parts.directory.read("evaluations")[-1:]
+        with parts.processes.together():
+            if parts.processes.is_first:
+                parts.directory.create(parts.recipe)
+                parts.directory.rewind(self.step, evaluated=state is not None and state["score"] is not None)
+                lines = parts.directory.read("evaluations")[-1:]
         self.evaluation = next(map(Evaluation.of_line, parts.processes.broadcast(lines)), None)
         parts.ledger.resume(state["ledger"] if state else None)

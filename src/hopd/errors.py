@@ -15,6 +15,10 @@ class RecipeError(HopdError):
     """The recipe, or a value for one, is not usable."""
 
 
+class HorizonError(RecipeError):
+    """A controller decides on a horizon that is impossible."""
+
+
 class ModelError(HopdError):
     """A model cannot be loaded, or is not what distillation needs."""
 

@@ -3,6 +3,8 @@
 Every method is called by all processes together. It knows nothing of models or recipes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -77,6 +79,23 @@ class Processes:
         rank, first = next((rank, other) for rank, other in enumerate(errors) if other is not None)
         raise type(first)(f"process {rank}: {first}")
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raises at the end of the block, on all processes, what one of them raised inside. Nothing inside may need the
+        other processes."""
+        failure: HopdError | None = None
+        try:
+            yield
+        except HopdError as error:
+            failure = error
+        self.agree(failure)
+
     def wait(self) -> None:
         """Returns once all processes have come here."""
-        PartialState().wait_for_everyone()
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def stop(self) -> None:
+        """Ends the connection between the processes. Nothing here can be called afterwards."""
+        if self.size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

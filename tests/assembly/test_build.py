@@ -14,7 +14,7 @@ from hopd.recipe import Recipe
 from hopd.rollout import NativeEngine
 from hopd.run import checkpoint
 from hopd.run.progress import Progress
-from hopd.teacher import LocalTeacher
+from hopd.teacher import LocalTeacher, RoutedTeacher
 
 EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 4, held_out: true}}"
 QUIET = Progress(quiet=True)
@@ -89,3 +89,20 @@ def test_a_controller_that_decides_on_an_impossible_horizon_is_named_and_costs_n
     with pytest.raises(RecipeError, match=rf"the horizon of step 1 is {tokens} tokens \(a guess\); .* on 1 to .* 40"):
         run.train()
     assert [found.step for found in checkpoint.find(run.parts.directory.checkpoints)] == [1]
+
+
+def test_a_given_teacher_of_another_temperature_is_refused(tiny):
+    teacher = LocalTeacher(load("package:hopd/quickstart/teacher"), temperature=0.7)
+    with pytest.raises(RecipeError, match=r"scores at temperature 0\.7, and rollout\.temperature is 1; write"):
+        build(Recipe.load(tiny), teacher=teacher)
+
+
+def test_local_teachers_behind_a_given_router_are_known_to_all(tiny, tmp_path):
+    tasks = tmp_path / "prompts.jsonl"
+    tasks.write_text("".join(json.dumps({"prompt": f"{n}72+185*a:", "by": "adds"}) + "\n" for n in range(8)))
+    changes = [f"task={{source: file, path: {tasks}, teacher: by}}", "teacher=null", "teachers={adds: {model: unused}}"]
+    teacher = LocalTeacher(load("package:hopd/quickstart/teacher"))
+    run = Distiller.of(Recipe.load(tiny, changes), teacher=RoutedTeacher({"adds": teacher}), progress=QUIET)
+    assert run.parts.teachers == {"adds": teacher.model}
+    run.train()
+    assert run.parts.ledger.run.flops["teacher"] > 0

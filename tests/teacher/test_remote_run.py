@@ -12,8 +12,12 @@ import pytest
 from hopd import Distiller, Recipe
 from hopd.assembly import build
 from hopd.errors import RecipeError, TeacherUnavailable
+from hopd.forecast.plan import make_plan
 from hopd.forecast.preflight import preflight
+from hopd.model import load
+from hopd.recipe import ServerSource
 from hopd.run.progress import Progress
+from hopd.teacher import RemoteTeacher
 from tests.teacher.scripted import KEY, STUDENT, TEACHER, Scripted, after_steps, equal, metrics, weights
 
 RECIPE = """
@@ -209,3 +213,27 @@ def test_addresses_that_cannot_be_are_refused(recipe, address):
     with pytest.raises(RecipeError, match=r"teacher\.server") as raised:
         Recipe.load(recipe, [f"teacher.server={json.dumps(address)}"])
     assert "secret" not in str(raised.value)
+
+
+def test_a_plan_measures_a_teacher_that_computes_elsewhere(recipe):
+    plan = make_plan(Recipe.load(recipe), budget_seconds=5)
+    assert plan.seconds > 0
+    assert plan.full.seconds > plan.seconds
+
+
+def test_a_given_remote_teacher_must_have_the_weights_that_the_checkpoint_names(recipe, server, tmp_path):
+    def given():
+        settings = Recipe.load(recipe, ["teacher.deadline=0.3"])
+        assert isinstance(settings.teacher, ServerSource)
+        return RemoteTeacher(settings.teacher, settings.objective, load(STUDENT).head.vocabulary)
+
+    quiet = Progress(quiet=True)
+    Distiller.of(Recipe.load(recipe, ["training.steps=2"]), teacher=given(), progress=quiet).train()
+    server.tell("model", STUDENT)
+    try:
+        more = Recipe.load(recipe, ["training.steps=4"])
+        resumed = Distiller.of(more, resume=True, teacher=given(), progress=quiet)
+        with pytest.raises(TeacherUnavailable, match="it has other weights than at the run's start"):
+            resumed.train()
+    finally:
+        server.tell("model", TEACHER)

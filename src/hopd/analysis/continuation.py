@@ -14,7 +14,8 @@ from hopd.errors import RecipeError
 from hopd.evaluation.accuracy import Accuracy, measure
 from hopd.evaluation.intervals import paired_interval
 from hopd.model import LanguageModel
-from hopd.recipe import Recipe
+from hopd.processes import Processes
+from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
 from hopd.tasks import PromptSet
 
@@ -82,19 +83,19 @@ def continuation_recipe(
     `RecipeError` if the recipe has no evaluation of accuracy, or several teachers.
     """
     settings = recipe.evaluation
-    if recipe.teacher is None:
-        raise RecipeError("a continuation needs one teacher; write teacher: {model: ...} instead of teachers")
+    if not isinstance(recipe.teacher, ModelSource):
+        raise RecipeError("a continuation needs one local teacher that writes; write teacher: {model: ...}")
     if settings is None or settings.measure != "accuracy":
         raise RecipeError(
             "a continuation needs answers that can be checked; write evaluation: {task: ...} in the recipe"
         )
     if not ratios:
         raise RecipeError("a continuation needs the fractions of an answer that the teacher writes, such as 0,0.1,0.5")
-    device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    device = Processes.start().device
     full, found = recipe.rollout.full_tokens, {}
     sources = {"before": recipe} | ({"after": recipe.with_changes(student={"model": after})} if after else {})
     for name, of_student in sources.items():
-        models = load_models(of_student, device or "cpu")
+        models = load_models(of_student.unsharded(), device)
         student, teacher = models.student, models.teachers[None]
         chosen = build_prompts(settings.task, student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
         few = replace(chosen, prompts=chosen.prompts[:problems])

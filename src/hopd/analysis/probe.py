@@ -19,6 +19,7 @@ from hopd.errors import RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
+from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
 
@@ -153,8 +154,8 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
         )
     if student is not None:
         recipe = recipe.with_changes(student={"model": student})
-    device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
-    models = load_models(recipe, device or "cpu")
+    device = Processes.start().device
+    models = load_models(recipe.unsharded(), device)
     chosen = build_prompts(recipe.task, models.student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
     engine = NativeEngine(models.student, recipe.rollout.rows)
     rollouts = engine.sample(chosen.prompts[:prompts], recipe.rollout.full_tokens, recipe.rollout.sampling, recipe.seed)

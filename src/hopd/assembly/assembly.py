@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-import torch
 from torch import nn
 
 from hopd.assembly.engine import build_engine
@@ -98,7 +97,7 @@ def build(
         student.checkpoint_activations()
     learner = Learner(
         student=student,
-        teacher=teacher or build_teacher(recipe, student, models.teachers, _fingerprints(state)),
+        teacher=teacher or build_teacher(recipe, student, models.teachers),
         student_cost=PassCost.of(student),
         teacher_costs=_teacher_costs(recipe, models),
         objective=recipe.objective,
@@ -109,6 +108,7 @@ def build(
         temperature=rollout.temperature,
         tokens_per_batch=training.tokens_per_batch,
     )
+    learner.remote.restore(state.get("fingerprints", {}))
     saved: dict[str, Callable[[], Any]] = {
         "attention": lambda: attention_of(student),
         "fingerprints": learner.remote.fingerprints,
@@ -185,8 +185,3 @@ def _use_attention(recipe: Recipe, models: Models, longest: int, saved: str | No
 def _teacher_costs(recipe: Recipe, models: Models) -> dict[str | None, PassCost]:
     scoring = {None: models.student} if isinstance(recipe.teacher, AdaptersOff) else models.teachers
     return {name: PassCost.of(model) for name, model in scoring.items()}
-
-
-def _fingerprints(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the weights that remote teachers had when the run began."""
-    return {name: torch.tensor(values) for name, values in state.get("fingerprints", {}).items()}

@@ -5,6 +5,7 @@ from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation import Accuracy, Divergence, Evaluator
 from hopd.model import LanguageModel, is_adapters, load
+from hopd.model.vocabulary import share_vocabulary
 from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import Engine, NativeEngine
@@ -44,6 +45,7 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
     teacher = None
     if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
         teacher = load_source(recipe.teacher, processes.device)
+        share_vocabulary(student, [teacher])
     evaluator = build_evaluator(recipe, student, teacher, processes)
     assert evaluator is not None
     return evaluator.run().measure

@@ -9,10 +9,10 @@ import torch
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel, load
 from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
-from hopd.model.vocabulary import compare_vocabularies
+from hopd.model.vocabulary import share_vocabulary
 from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
 from hopd.rollout import Stream, fold
-from hopd.teacher import LocalTeacher, Teacher
+from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
 
 
 @dataclass
@@ -49,20 +49,30 @@ def load_models(
     if recipe.teacher:
         sources[None] = recipe.teacher
     local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
-    teachers: dict[str | None, LanguageModel] = {}
-    if isinstance(teacher, LocalTeacher):
-        teachers = {None: teacher.model} if teacher.model is not student else {}
-    elif teacher is None:
+    teachers: dict[str | None, LanguageModel]
+    if teacher is None:
         teachers = {name: load_source(source, device, precision) for name, source in local.items()}
-    notes = [note for teacher in teachers.values() for note in compare_vocabularies(student, teacher)]
-    shared = min(model.head.vocabulary for model in (student, *teachers.values()))
-    for model in (student, *teachers.values()):
-        if model.head.vocabulary > shared:
-            notes.append(
-                f"{model.name} has {model.head.vocabulary} output rows, of which the first {shared} are shared and used"
+    else:
+        teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
+    return Models(student, teachers, share_vocabulary(student, list(teachers.values())))
+
+
+def local_by_name(teacher: Teacher, temperature: float) -> dict[str | None, LocalTeacher]:
+    """Returns the local teachers of one that is given; the name of an only one is None.
+
+    Raises `RecipeError` if one scores at another `temperature` than rollouts are sampled at.
+    """
+    named: dict[str | None, Teacher] = {None: teacher}
+    if isinstance(teacher, RoutedTeacher):
+        named = dict(teacher.teachers.items())
+    local = {name: each for name, each in named.items() if isinstance(each, LocalTeacher)}
+    for each in local.values():
+        if each.temperature != temperature:
+            raise RecipeError(
+                f"the teacher that is given scores at temperature {each.temperature:g}, and rollout.temperature is "
+                f"{temperature:g}; write LocalTeacher(model, temperature={temperature:g})"
             )
-            model.limit_vocabulary(shared)
-    return Models(student, teachers, notes)
+    return local
 
 
 def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LanguageModel:

@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
-from torch import Tensor
-
 from hopd.model import LanguageModel
 from hopd.recipe import AdaptersOff, Recipe, ServerSource, TeacherPlugin
 from hopd.teacher.local import BaseTeacher, LocalTeacher
@@ -16,18 +13,14 @@ def build_teacher(
     recipe: Recipe,
     student: LanguageModel,
     models: Mapping[str | None, LanguageModel],
-    fingerprints: Mapping[str, Float[Tensor, " P"]],
 ) -> Teacher:
-    """Makes the teacher; `models` are the local ones, by name. `fingerprints` are those of remote teachers at the run's
-    start, if it is resumed."""
+    """Makes the teacher; `models` are the local ones, by name."""
     temperature = recipe.rollout.temperature
     teachers: dict[str | None, Teacher] = {name: LocalTeacher(model, temperature) for name, model in models.items()}
     sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers
     for name, source in sources.items():
         if isinstance(source, ServerSource):
-            remote = RemoteTeacher(source, recipe.objective, student.head.vocabulary)
-            remote.fingerprint = fingerprints.get(name or "")
-            teachers[name] = remote
+            teachers[name] = RemoteTeacher(source, recipe.objective, student.head.vocabulary)
         elif isinstance(source, AdaptersOff):
             teachers[name] = BaseTeacher(student, temperature)
         elif isinstance(source, TeacherPlugin):

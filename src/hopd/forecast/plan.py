@@ -116,8 +116,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Records a real step on one wave: seconds a FLOP by phase, seconds of the optimiser and of all, bytes at the peak
-    so far."""
+    """Records a real step on one wave: seconds for each unit of work by phase, seconds of the
+    optimiser and of all, bytes at the peak so far."""
 
     horizon: int
     rates: dict[str, float]
@@ -245,11 +245,11 @@ class _Calibration:
         seconds = dict(parts.ledger.pending.seconds)
         parts.learner.apply(step=0)
         applied = parts.ledger.pending.seconds["update"] - seconds["update"]
-        flops = self._flops(self.sampled)
+        work = self._work(self.sampled)
         parts.ledger.pending = Account()
         return _Measured(
             horizon,
-            {phase: seconds[phase] / flops[phase] for phase in PHASES},
+            {phase: seconds[phase] / work[phase] for phase in PHASES},
             applied,
             sum(seconds.values()) + applied,
             peak_memory(parts.processes.device),
@@ -258,15 +258,21 @@ class _Calibration:
     def _cost(self, horizon: int) -> Cost:
         rollouts = [_cut(rollout, horizon) for rollout in self.sampled]
         flops = {phase: self.waves * flops for phase, flops in self._flops(rollouts).items()}
+        work = {phase: self.waves * amount for phase, amount in self._work(rollouts).items()}
         at = [measured.horizon for measured in self.measured]
 
         def between(values: Sequence[float]) -> float:
             return float(np.interp(horizon, at, values))
 
-        seconds = {p: flops[p] * between([measured.rates[p] for measured in self.measured]) for p in PHASES}
+        seconds = {p: work[p] * between([measured.rates[p] for measured in self.measured]) for p in PHASES}
         updates = -(-self.rollout.prompts // (self.parts.recipe.training.mini_batch or self.rollout.prompts))
         seconds["update"] += updates * between([measured.apply_seconds for measured in self.measured])
         return Cost(self.waves * sum(rollout.length for rollout in rollouts), flops, seconds)
+
+    def _work(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Returns what a phase's seconds are proportional to: FLOPs, or tokens of a teacher that computes elsewhere."""
+        flops = self._flops(rollouts)
+        return flops | {"teacher": flops["teacher"] or float(sum(rollout.length for rollout in rollouts))}
 
     def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         parts = self.parts

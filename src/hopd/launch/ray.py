@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from hopd.distiller import Distiller
 from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
 from hopd.forecast.preflight import preflight
 from hopd.launch.board import Board, lost, reporter
+from hopd.processes import LONGEST_WAIT
 from hopd.recipe import Recipe
 from hopd.run.directory import RunDirectory
 from hopd.run.interruption import Interruption
@@ -72,7 +74,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
             ) from None
         raise result
     if result is None:
-        raise Interrupted(interruption.signal or 0)
+        raise Interrupted(interruption.signal or signal.SIGTERM)
     return int(result)
 
 
@@ -117,6 +119,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
     }
     return train.torch.TorchTrainer(
         _work,
+        torch_config=train.torch.TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),
         train_loop_config=given,
         scaling_config=train.ScalingConfig(num_workers=workers, use_gpu="GPU" in ray.cluster_resources()),
         run_config=train.RunConfig(

@@ -1,7 +1,25 @@
 """Compares the vocabularies of two models, because student and teacher exchange token ids."""
 
+from collections.abc import Sequence
+
 from hopd.errors import ModelError
 from hopd.model.language_model import LanguageModel
+
+
+def share_vocabulary(student: LanguageModel, teachers: Sequence[LanguageModel]) -> list[str]:
+    """Lets all models use the ids that they share, and returns notes for a person.
+
+    Raises `ModelError` if an id means one token to the student and another to a teacher.
+    """
+    notes = [note for teacher in teachers for note in compare_vocabularies(student, teacher)]
+    shared = min(model.head.vocabulary for model in (student, *teachers))
+    for model in (student, *teachers):
+        if model.head.vocabulary > shared:
+            notes.append(
+                f"{model.name} has {model.head.vocabulary} output rows, of which the first {shared} are shared and used"
+            )
+            model.limit_vocabulary(shared)
+    return notes
 
 
 def compare_vocabularies(student: LanguageModel, teacher: LanguageModel) -> list[str]:

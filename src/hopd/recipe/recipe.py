@@ -119,6 +119,10 @@ class Recipe(Section):
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
 
+    def unsharded(self) -> "Recipe":
+        """Returns a copy for one process, whose student lies whole on its device."""
+        return self.with_changes(training=self.training.model_dump() | {"sharding": "none"})
+
     def with_changes(self, **sections: Any) -> "Recipe":
         """Returns a copy with some sections replaced, checked as a whole. Raises `RecipeError`."""
         return Recipe.parse(self.model_dump() | sections)

@@ -1,8 +1,7 @@
 """Sends the student's weights to an engine that decodes with a copy, and verifies that they arrived."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from hopd.errors import EngineError, HopdError, RecipeError
+from hopd.errors import EngineError, RecipeError
 from hopd.model import LanguageModel
 from hopd.model.adapters import merged_state_dict
 from hopd.model.sharding import gathered
@@ -46,7 +45,7 @@ class WeightSync(Engine):
                 f"{self.student.name} has {rows} output rows, of which the teacher shares {shared}, but vLLM samples "
                 "from all of them; write rollout.engine: {kind: native}"
             )
-        with self._together():
+        with self.processes.together():
             sentences = list(self.engine.check(longest)) if self._sends else []
         return self.processes.broadcast(sentences)
 
@@ -56,7 +55,7 @@ class WeightSync(Engine):
         """Sends the weights, then returns rollouts as `Engine.sample` does."""
         self._update()
         made: list[Rollout] = []
-        with self._together():
+        with self.processes.together():
             made = self.engine.sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
         self.engine.sleep()
         return made
@@ -75,22 +74,12 @@ class WeightSync(Engine):
         """Tells whether this process sends weights to an engine."""
         return self.processes.is_first or not self.engine.shared
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Raises an error of one process on all of them."""
-        failure: HopdError | None = None
-        try:
-            yield
-        except HopdError as error:
-            failure = error
-        self.processes.agree(failure)
-
     def _update(self) -> None:
         """Sends the student's weights to the engine and verifies them."""
         began = time.monotonic()
         weights, wanted = self._weights(), self._own_log_probs()
         received: Any = None
-        with self._together():
+        with self.processes.together():
             if self._sends:
                 received = self.engine.receive(weights)
                 self.difference = self._compare(wanted)

@@ -48,8 +48,9 @@ class Checkpointer:
             return
         keep = self.processes.is_first
         weights, moments = self.weights.master_state(self.student.model, keep), self.weights.state(keep)
-        if not keep:
-            return
-        state = {"step": step, "score": score, **{name: current() for name, current in self.state.items()}}
-        checkpoint.save(self.directory, step, self.student.model, weights, self.student.tokenizer, moments, state)
-        checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)
+        with self.processes.together():
+            if keep:
+                state = {"step": step, "score": score, **{name: current() for name, current in self.state.items()}}
+                model, tokenizer = self.student.model, self.student.tokenizer
+                checkpoint.save(self.directory, step, model, weights, tokenizer, moments, state)
+                checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)

@@ -9,14 +9,13 @@ from hopd.errors import RecipeError
 
 
 class Trackers:
-    """Opens the trackers. Raises `RecipeError` if the package of one is missing."""
+    """Opens the trackers of these names, whose packages `check_trackers` has found."""
 
     def __init__(self, names: Sequence[str], directory: Path):
         import torch  # what `check_trackers` needs is light
         from accelerate import Accelerator
         from accelerate.utils import ProjectConfiguration
 
-        check_trackers(names)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             log_with=list(names),
@@ -30,7 +29,8 @@ class Trackers:
         self.accelerator.log(dict(values), step)
 
     def close(self) -> None:
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would end the processes' connection too
+            tracker.finish()
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """Checks the remote teachers before a run, and asks them all before a step's first update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
 
 from hopd.errors import ModelError, RecipeError, TeacherUnavailable
 from hopd.model import LanguageModel
@@ -21,15 +23,9 @@ class RemoteTeachers:
         """Fetches the scores of a whole step, before the student changes, so that the step can still be abandoned.
 
         Raises `TeacherUnavailable` on all processes if it fails on one."""
-        failure: TeacherUnavailable | None = None
-        for name, teacher in self.teachers.items():
-            try:
+        with self.processes.together():
+            for name, teacher in self.teachers.items():
                 teacher.fetch([batch for batch in batches if not name or batch.teacher == name])
-            except TeacherUnavailable as error:
-                failure = error
-                break
-        if self.teachers:
-            self.processes.agree(failure)
 
     def metrics(self) -> dict[str, float]:
         """Returns faults, retries and lost seconds since the last call. All processes call it together."""
@@ -43,6 +39,11 @@ class RemoteTeachers:
     def fingerprints(self) -> dict[str, list[float]]:
         """Returns the log-probs by which a resumed run recognizes each teacher's weights, for a checkpoint."""
         return {name: t.fingerprint.tolist() for name, t in self.teachers.items() if t.fingerprint is not None}
+
+    def restore(self, fingerprints: Mapping[str, Sequence[float]]) -> None:
+        """Expects the weights that a checkpoint's `fingerprints` are of."""
+        for name, teacher in self.teachers.items():
+            teacher.fingerprint = torch.tensor(fingerprints[name]) if name in fingerprints else None
 
 
 def remote_by_name(teacher: Teacher) -> dict[str, RemoteTeacher]:

@@ -5,6 +5,7 @@ It receives finished rollouts and a loss window. It does not know how far rollou
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +64,9 @@ class Learner:
         count = self.processes.total(own)
         # Processes that share a sharded model gather its layers together, so all must run equally many passes.
         passes = int(self.processes.highest(len(batches))) if self.student.sharding.units else len(batches)
-        with fast_layers(self.student.backbone):
+        # The passes of a sharded model need the other processes; an error of one then ends all by their launcher.
+        together = nullcontext() if self.student.sharding.units else self.processes.together()
+        with fast_layers(self.student.backbone), together:
             for batch in batches:
                 total, terms = self.loss(batch)
                 if not torch.isfinite(total):

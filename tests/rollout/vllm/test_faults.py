@@ -252,7 +252,7 @@ def test_an_engine_that_is_off_sets_off_the_alarm(recipe, server, tmp_path, caps
         (["rollout.engine={kind: vlm}"], "did you mean 'vllm'"),
         (["rollout.engine={kind: vllm, memry: 0.3}"], "unknown key rollout.engine.memry .did you mean 'memory'"),
         (["rollout.engine.directory=null"], "weights: file needs a directory"),
-        (["rollout.engine.server=127.0.0.1:8000"], r"rollout.engine.server is an address"),
+        (["rollout.engine.server=127.0.0.1:8000"], "rollout.engine.server must be an address"),
         (["rollout.temperature=0.7", "rollout.top_p=0.9"], "write temperature: 1"),
     ],
 )
