@@ -452,4 +452,4 @@ def test_an_unknown_gym_dataset_is_named_with_the_nearest_one(refused, tiny):
 def test_a_demo_into_a_directory_that_is_in_use_is_refused(refused, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("")
-    assert "holds an earlier demo or something else" in refused("demo", "--out", tmp_path / "old")
+    assert "is not empty: remove it, or choose another directory" in refused("demo", "--out", tmp_path / "old")

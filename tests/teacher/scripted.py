@@ -44,7 +44,9 @@ class Scripted:
 
     def end(self):
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout
+        self.process.stdout.close()
 
 
 def weights(run):

@@ -45,7 +45,7 @@ class ColocatedVllm:
         self.model, self.settings, self.rows, self.tokens = model, settings, rows, tokens
         self.dtype, self.temperature = dtype, temperature
         self.stats = RequestStats()
-        self._directory = TemporaryDirectory(prefix="hopd-weights-")
+        self._directory: TemporaryDirectory[str] | None = None  # of the weights, once vLLM has started
         self._versions = Versions()
         self._llm: Any = None
         self._transfer: Any = None
@@ -76,6 +76,7 @@ class ColocatedVllm:
                 self._transfer = trainer("ipc", InProcess(self._llm))
             self._transfer.send(weights)
         else:
+            assert self._directory
             write_weights(weights, Path(self._directory.name))
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": self._directory.name})
         self._llm.update_weight_version(version)
@@ -137,6 +138,7 @@ class ColocatedVllm:
 
     def _start(self, weights: Mapping[str, Tensor]) -> Any:
         """Starts vLLM from a directory with the current student: layers may have been dropped, adapters are merged."""
+        self._directory = TemporaryDirectory(prefix="hopd-weights-")
         directory = Path(self._directory.name)
         self.model.model.config.save_pretrained(directory)
         self.model.tokenizer.save_pretrained(directory)
