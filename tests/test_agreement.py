@@ -57,7 +57,8 @@ def test_two_processes_agree(tmp_path):
     command = [*launcher, str(program)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=on_cpus, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert sorted(ended.stdout.split("\n"))[-2:] == ["process 0 agrees", "process 1 agrees"]
+    assert "process 0 agrees" in ended.stdout
+    assert "process 1 agrees" in ended.stdout
 
 
 def test_one_process_agrees_with_itself():
