@@ -6,56 +6,20 @@ stay as there; memory beyond it grows as its parts do.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
-from hopd.assembly import Parts, build
-from hopd.forecast.memory import estimate_memory, rollout_bytes
+from hopd.assembly import build
+from hopd.forecast.calibration import Calibration, Stage
 from hopd.forecast.outlook import stages
 from hopd.recipe import Recipe
-from hopd.rollout import FinishReason, Rollout
-from hopd.run.ledger import PHASES, Account, peak_memory
 from hopd.run.progress import duration
-from hopd.training.statistics import StepStatistics
 
 BUDGET_SECONDS = 60.0
-WARM_UP, SHORTEST = 4, 16  # tokens
-REPEATS, WORTH_REPEATING_SECONDS = 7, 3.0
 LOOKED_AT = 9  # horizons of a stage whose cost is worked out; their mean is the stage's
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Holds the cost of one step: tokens that the student generates, FLOPs and seconds by phase."""
-
-    tokens: float
-    flops: dict[str, float]
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Covers steps `first` to `last` (from 0), at horizons `low` to `high`. Tokens, FLOPs and seconds are of the whole
-    stage, `memory` is the peak in bytes."""
-
-    first: int
-    last: int
-    low: int
-    high: int
-    tokens: float
-    flops: float
-    seconds: float
-    memory: float
-
-    @property
-    def steps(self) -> int:
-        """Returns the number of steps in the stage."""
-        return self.last - self.first + 1
 
 
 @dataclass(frozen=True)
@@ -114,24 +78,12 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Records a real step on one wave: seconds for each unit of work by phase, seconds of the
-    optimiser and of all, bytes at the peak so far."""
-
-    horizon: int
-    rates: dict[str, float]
-    apply_seconds: float
-    seconds: float
-    memory: float
-
-
 def make_plan(recipe: Recipe, budget_seconds: float = BUDGET_SECONDS) -> Plan:
     """Loads the models and takes a few steps with them; writes nothing. Raises what `Distiller` raises."""
     with TemporaryDirectory() as nowhere:
         parts = build(recipe.model_copy(update={"output": nowhere}))
         started = time.perf_counter()
-        calibration = _Calibration(parts)
+        calibration = Calibration(parts)
         calibration.measure(budget_seconds)
         full = recipe.rollout.full_tokens
         planned = [
@@ -158,147 +110,3 @@ def _line(name: str, stage: Stage) -> str:
 def _spread(first: int, last: int) -> list[int]:
     """Picks some steps of a stage, its ends among them."""
     return sorted({round(step) for step in np.linspace(first, last, LOOKED_AT)})
-
-
-class _Calibration:
-    def __init__(self, parts: Parts):
-        self.parts, self.rollout = parts, parts.recipe.rollout
-        wave = max(1, min(self.rollout.prompts, self.rollout.rows // self.rollout.samples))
-        self.prompts = parts.order.at(0)[:wave]
-        self.waves = self.rollout.prompts / wave  # in a step
-        self.measured: list[_Measured] = []
-        self.sampled: list[Rollout] = []
-        self.cost = cache(self._cost)
-
-    def measure(self, budget_seconds: float) -> None:
-        """Measures rising horizons of the run, each only if it fits the rest of the budget, else half as long."""
-        started = time.perf_counter()
-        full = self.rollout.full_tokens
-        self._take_step(min(WARM_UP, full))
-        self._measure(min(SHORTEST, full))
-        for wanted in sorted({self.parts.controller.decide(step).tokens for step in self._landmarks()} | {full}):
-            horizon = wanted
-            while horizon > self.measured[-1].horizon:
-                left = budget_seconds - (time.perf_counter() - started)
-                if sum(self.cost(horizon).seconds.values()) / self.waves <= left:
-                    self._measure(horizon)
-                    break
-                horizon //= 2
-
-    def stage(self, first: int, last: int, horizons: Sequence[int]) -> Stage:
-        costs = [self.cost(horizon) for horizon in horizons]
-        steps = last - first + 1
-
-        def whole(values: Iterator[float]) -> float:
-            return steps * float(np.mean(list(values)))
-
-        return Stage(
-            first,
-            last,
-            min(horizons),
-            max(horizons),
-            whole(cost.tokens for cost in costs),
-            whole(sum(cost.flops.values()) for cost in costs),
-            whole(sum(cost.seconds.values()) for cost in costs),
-            self._memory(max(horizons)),
-        )
-
-    def memory_of_evaluation(self) -> float:
-        """Returns the bytes that an evaluation takes, always to the full length."""
-        evaluation = self.parts.recipe.evaluation
-        if evaluation is None:
-            return 0.0
-        shortest = self.measured[0]
-        then = estimate_memory(self.parts, shortest.horizon, self._rollouts)
-        return shortest.memory + max(
-            0.0, rollout_bytes(self.parts, evaluation.rows, self.rollout.full_tokens) - max(then.rollout, then.update)
-        )
-
-    @property
-    def _rollouts(self) -> int:
-        return len(self.prompts) * self.rollout.samples
-
-    def _landmarks(self) -> set[int]:
-        """Returns the middle and the end of every stage."""
-        return {
-            step
-            for first, last, _, _ in stages(self.parts.controller, self.parts.total_steps)
-            for step in ((first + last) // 2, last)
-        }
-
-    def _measure(self, horizon: int) -> None:
-        """Takes the median of several steps where a step is short: its time varies."""
-        taken = [self._take_step(horizon)]
-        while len(taken) < REPEATS and len(taken) * taken[0].seconds < WORTH_REPEATING_SECONDS:
-            taken.append(self._take_step(horizon))
-        self.measured.append(sorted(taken, key=lambda step: step.seconds)[len(taken) // 2])
-        self.cost.cache_clear()
-
-    def _take_step(self, horizon: int) -> _Measured:
-        parts = self.parts
-        parts.ledger.pending = Account()
-        with parts.ledger.phase("rollout"):
-            self.sampled = parts.engine.sample(
-                self.prompts, horizon, parts.sampling, parts.recipe.seed, self.rollout.samples
-            )
-        parts.learner.accumulate(self.sampled, parts.recipe.seed, StepStatistics())
-        seconds = dict(parts.ledger.pending.seconds)
-        parts.learner.apply(step=0)
-        applied = parts.ledger.pending.seconds["update"] - seconds["update"]
-        work = self._work(self.sampled)
-        parts.ledger.pending = Account()
-        return _Measured(
-            horizon,
-            {phase: seconds[phase] / work[phase] for phase in PHASES},
-            applied,
-            sum(seconds.values()) + applied,
-            peak_memory(parts.processes.device),
-        )
-
-    def _cost(self, horizon: int) -> Cost:
-        rollouts = [_cut(rollout, horizon) for rollout in self.sampled]
-        flops = {phase: self.waves * flops for phase, flops in self._flops(rollouts).items()}
-        work = {phase: self.waves * amount for phase, amount in self._work(rollouts).items()}
-        at = [measured.horizon for measured in self.measured]
-
-        def between(values: Sequence[float]) -> float:
-            return float(np.interp(horizon, at, values))
-
-        seconds = {p: work[p] * between([measured.rates[p] for measured in self.measured]) for p in PHASES}
-        updates = -(-self.rollout.prompts // (self.parts.recipe.training.mini_batch or self.rollout.prompts))
-        seconds["update"] += updates * between([measured.apply_seconds for measured in self.measured])
-        return Cost(self.waves * sum(rollout.length for rollout in rollouts), flops, seconds)
-
-    def _work(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """Returns what a phase's seconds are proportional to: FLOPs, or tokens of a teacher that computes elsewhere."""
-        flops = self._flops(rollouts)
-        return flops | {"teacher": flops["teacher"] or float(sum(rollout.length for rollout in rollouts))}
-
-    def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        parts = self.parts
-        flops = {
-            "rollout": parts.learner.student_cost.generate(
-                [(len(r.prompt.ids), r.length) for r in rollouts], [len(prompt.ids) for prompt in self.prompts]
-            )
-        }
-        for batch in parts.learner.batches(rollouts, parts.recipe.seed):
-            for phase, more in parts.learner.flops(batch).items():
-                flops[phase] = flops.get(phase, 0.0) + more
-        return flops
-
-    def _memory(self, horizon: int) -> float:
-        """Adds to what was measured at the longest horizon up to this one what the estimate puts between them."""
-        nearest = max((m for m in self.measured if m.horizon <= horizon), key=lambda m: m.horizon, default=None)
-        nearest = nearest or self.measured[0]
-        then = estimate_memory(self.parts, nearest.horizon, self._rollouts).peak
-        now = estimate_memory(self.parts, horizon, self.rollout.prompts * self.rollout.samples).peak
-        return nearest.memory + max(0.0, now - then)
-
-
-def _cut(rollout: Rollout, horizon: int) -> Rollout:
-    """Returns what the rollout would have been at this horizon; one that the calibration cut is assumed to go on."""
-    if rollout.finish != FinishReason.HORIZON or rollout.length >= horizon:
-        return replace(rollout, ids=rollout.ids[:horizon], log_probs=rollout.log_probs[:horizon])
-    missing = (0, horizon - rollout.length)
-    ids, log_probs = (torch.nn.functional.pad(t, missing) for t in (rollout.ids, rollout.log_probs))
-    return replace(rollout, ids=ids, log_probs=log_probs)
