@@ -17,7 +17,7 @@ from hopd.model import LanguageModel
 from hopd.rollout import NativeEngine, Sampling
 from hopd.rollout.native import acceleration
 from hopd.rollout.native.acceleration import decoding_note
-from hopd.rollout.native.engine import flush_right
+from hopd.rollout.native.prefix import flush_right
 
 CASES = [(8, 128), (32, 128), (32, 4096), (32, 8192), (64, 4096)]  # rows, tokens of context
 COUNTED = ("cudaStreamSynchronize", "cudaMalloc", "cudaMemcpyAsync", "cudaGraphLaunch", "aten::clone")

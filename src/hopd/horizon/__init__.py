@@ -1,4 +1,5 @@
-"""Decides how far each rollout goes, and which of its tokens carry loss.
+"""Decides what each step spends: how many rollouts, how far each goes, whether they continue; and which of their
+tokens carry loss.
 
 It is pure Python and knows only numbers of steps and tokens: no tensors, no models, no loop. Any trainer can use it
 alone:
@@ -8,16 +9,18 @@ alone:
 """
 
 from hopd.horizon.build import build, build_window, describe, describe_window
-from hopd.horizon.controller import Controller, Decision, Evidence
+from hopd.horizon.controller import Block, Controller, Decision, Evidence, Gradients
 from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
 __all__ = [
+    "Block",
     "Controller",
     "Decision",
     "Evidence",
     "First",
     "Full",
+    "Gradients",
     "Last",
     "Progressive",
     "Random",

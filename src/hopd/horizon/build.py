@@ -10,6 +10,8 @@ from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
 CONTROLLERS = {"full": Full, "truncated": Truncated, "progressive": Progressive, "staged": Staged}
+PARAMETERS = {"continue": "continues"}  # options whose names in a recipe are reserved words of Python
+OPTIONS = {parameter: option for option, parameter in PARAMETERS.items()}
 WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segment": Segment}
 
 
@@ -21,6 +23,8 @@ def build(spec: Mapping[str, Any], full_tokens: int) -> Controller:
     unknown controller or option, and for values out of range.
     """
     needs = ("full_tokens", "decide", "observe", "state_dict", "load_state_dict")
+    if not plugin.is_plugin(spec.get("controller")):
+        spec = {PARAMETERS.get(option, option): value for option, value in spec.items()}
     controller: Controller = plugin.build("horizon", "controller", CONTROLLERS, spec, needs, full_tokens=full_tokens)
     return controller
 
@@ -36,7 +40,8 @@ def build_window(spec: Mapping[str, Any]) -> Window:
 
 def describe(controller: Full | Truncated | Progressive | Staged) -> dict[str, Any]:
     """Returns the mapping from which `build` makes the controller, with every option and without `full_tokens`."""
-    return {key: value for key, value in _described("controller", CONTROLLERS, controller) if key != "full_tokens"}
+    options = _described("controller", CONTROLLERS, controller)
+    return {OPTIONS.get(key, key): value for key, value in options if key != "full_tokens"}
 
 
 def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str, Any]:

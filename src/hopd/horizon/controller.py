@@ -1,4 +1,4 @@
-"""Defines a controller, which decides the rollout horizon before every step, and the decision that it returns."""
+"""Defines a controller, which decides before every step what it spends, and the evidence that it may look at."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -6,22 +6,64 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Decision:
-    """Ends the training rollouts of one step after `tokens` response tokens. `reason` explains it in a sentence."""
+    """Spends one training step. `reason` explains it in a sentence.
+
+    The step has `rollouts` rollouts (None: as many as the recipe says). Each gets at most `tokens` response tokens in
+    this step and ends there, except for `whole` of them (None: all), which run to their own end: in this step, or, if
+    the step `continues`, by at most `tokens` a step, so that they stay unfinished until a later one. The update learns
+    from the rollouts that ended.
+    """
 
     tokens: int
     reason: str
+    rollouts: int | None = None
+    whole: int | None = 0
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """Holds what the trained rollouts of one step showed in the response tokens `start <= t < end`.
+
+    `rollouts` of them had tokens there, `tokens` in all that carry loss, and `stopped` ended there by themselves.
+    `reverse_kl` is their mean KL(student ‖ teacher) in nats: exact where the loss is that, else its estimate −r_t.
+    """
+
+    start: int
+    end: int
+    rollouts: int
+    stopped: int
+    tokens: int
+    reverse_kl: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Compares the gradients of a step's K blocks, from sketches of each rollout's: products of `rollouts` of them.
+
+    With g_ib the gradient of rollout i in block b, `products[b][c]` estimates E[g_b] · E[g_c] from pairs of different
+    rollouts, so without bias, and `noise[b]` the trace of the covariance of g_b. A block's noise over its signal
+    `products[b][b]` is about the number of rollouts at which a larger step stops helping (McCandlish et al., 2018).
+    `pairs[b][c]` counts the pairs behind a product: 0 where no rollout had all of both blocks.
+    """
+
+    products: tuple[tuple[float, ...], ...]
+    noise: tuple[float, ...]
+    pairs: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Tells an adaptive controller what one training step measured. Positions count response tokens from 0.
 
-    `horizon` is the step's decision, in tokens, `rollouts` their number, `stopped` how many of them ended by
-    themselves, `mean_length` their mean length in tokens.
+    `horizon` is the step's decision, in tokens, `rollouts` the number of those that ended and were trained on,
+    `stopped` how many of them ended by themselves, `mean_length` their mean length in tokens, `mean_age` how many steps
+    old their tokens were, in the mean, and `generated_tokens` what all rollouts gained in the step.
 
     `reverse_kl[i]` is the mean of −r_t in nats, an unbiased estimate of KL(student ‖ teacher), over the loss tokens
     with `edges[i] <= t < edges[i + 1]`; `counts[i]` is their number. `edges` are powers of two, because few rollouts
-    reach the late positions: narrow bins would hold few tokens there.
+    reach the late positions: narrow bins would hold few tokens there. `blocks` are tenths of the full length, with the
+    exact divergence where the loss is one, and `gradients` compares them, where they are sketched.
     """
 
     step: int
@@ -32,10 +74,14 @@ class Evidence:
     edges: tuple[int, ...]
     reverse_kl: tuple[float, ...]
     counts: tuple[int, ...]
+    blocks: tuple[Block, ...] = ()
+    gradients: Gradients | None = None
+    mean_age: float = 0.0
+    generated_tokens: int = 0
 
 
 class Controller(Protocol):
-    """Decides the horizon of each step, deterministically. Everything that it remembers is in its `state_dict`."""
+    """Decides what each step spends, deterministically. Everything that it remembers is in its `state_dict`."""
 
     @property
     def full_tokens(self) -> int:
@@ -43,7 +89,7 @@ class Controller(Protocol):
         ...
 
     def decide(self, step: int) -> Decision:
-        """Returns the horizon of training step `step`, which counts from 0: 1 to `full_tokens` tokens."""
+        """Returns the spend of training step `step`, which counts from 0; its `tokens` are 1 to `full_tokens`."""
         ...
 
     def observe(self, evidence: Evidence) -> None:

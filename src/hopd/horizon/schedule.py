@@ -5,7 +5,7 @@ They ignore the evidence and have no state: the same step has the same decision,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hopd.errors import RecipeError
@@ -14,10 +14,34 @@ from hopd.horizon.controller import Decision, Evidence
 
 @dataclass(frozen=True)
 class _Schedule:
+    """Has the options of every schedule: the number of `rollouts` of a step (None: the recipe's); how many of them, the
+    `whole` ones, run to their own end although the horizon is shorter; and whether rollouts are `continues`: not cut at
+    the horizon, but continued by that many tokens in each step until they end. Then all are whole, unless `whole` says
+    how many."""
+
     full_tokens: int
+    rollouts: int | None = field(default=None, kw_only=True)
+    whole: int | None = field(default=None, kw_only=True)
+    continues: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _at_least("full_tokens", self.full_tokens, 1)
+        for name, value in {"rollouts": self.rollouts, "whole": self.whole}.items():
+            if value is not None:
+                _at_least(f"horizon {name}", value, 1)
+        if self.rollouts is not None and self.whole is not None and self.whole > self.rollouts:
+            raise RecipeError(f"horizon whole must be at most rollouts = {self.rollouts}, got {self.whole}")
+        if not isinstance(self.continues, bool):
+            raise RecipeError(f"horizon continue must be true or false, got {self.continues!r}")
+
+    def spend(self, tokens: int, reason: str) -> Decision:
+        """Returns the decision for a horizon of `tokens`, with the schedule's rollouts."""
+        whole = self.whole if self.continues else self.whole or 0
+        if self.continues:
+            reason += ", continued"
+        if self.whole:
+            reason += f", {self.whole} rollouts whole"
+        return Decision(tokens, reason, self.rollouts, whole, self.continues)
 
     def observe(self, evidence: Evidence) -> None: ...
 
@@ -32,7 +56,7 @@ class Full(_Schedule):
     """Lets every rollout run to its full length: plain OPD, the paper's baseline."""
 
     def decide(self, step: int) -> Decision:
-        return Decision(self.full_tokens, f"full rollouts: {self.full_tokens} tokens")
+        return self.spend(self.full_tokens, f"full rollouts: {self.full_tokens} tokens")
 
 
 @dataclass(frozen=True)
@@ -63,10 +87,10 @@ class Truncated(_Schedule):
 
     def decide(self, step: int) -> Decision:
         if self.tokens is not None:
-            return Decision(self.tokens, f"truncated: {self.tokens} of {self.full_tokens} tokens")
+            return self.spend(self.tokens, f"truncated: {self.tokens} of {self.full_tokens} tokens")
         assert self.ratio is not None
         tokens = max(1, round(self.ratio * self.full_tokens))
-        return Decision(tokens, f"truncated: {self.ratio:g} of {self.full_tokens} = {tokens} tokens")
+        return self.spend(tokens, f"truncated: {self.ratio:g} of {self.full_tokens} = {tokens} tokens")
 
 
 @dataclass(frozen=True)
@@ -91,8 +115,8 @@ class Progressive(_Schedule):
     def decide(self, step: int) -> Decision:
         grown = self.start + self.increment * (step // self.every)
         if grown >= self.full_tokens:
-            return Decision(self.full_tokens, f"progressive: grown to the full {self.full_tokens} tokens")
-        return Decision(
+            return self.spend(self.full_tokens, f"progressive: grown to the full {self.full_tokens} tokens")
+        return self.spend(
             grown, f"progressive: {self.start} + {self.increment} · ⌊{step} / {self.every}⌋ = {grown} tokens"
         )
 
@@ -119,7 +143,7 @@ class Staged(_Schedule):
 
     def decide(self, step: int) -> Decision:
         begun = max(start for start in self.stages if start <= step)
-        return Decision(
+        return self.spend(
             self.stages[begun], f"staged: {self.stages[begun]} of {self.full_tokens} tokens from step {begun}"
         )
 

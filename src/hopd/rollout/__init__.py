@@ -6,7 +6,7 @@ from hopd.rollout.batch import Batch, pack
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.engine import NativeEngine
 from hopd.rollout.random import Stream, fold, uniform
-from hopd.rollout.rollout import FinishReason, Prompt, Rollout
+from hopd.rollout.rollout import FinishReason, Prompt, Rollout, Stretch
 
 __all__ = [
     "Batch",
@@ -17,6 +17,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Stream",
+    "Stretch",
     "fold",
     "pack",
     "uniform",

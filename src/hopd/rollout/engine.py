@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
+from hopd.errors import EngineError
 from hopd.recipe.sampling import Sampling
 from hopd.remote import RequestStats
-from hopd.rollout.rollout import Prompt, Rollout
+from hopd.rollout.rollout import Prompt, Rollout, Stretch
 
 
 class Engine(ABC):
@@ -24,6 +26,29 @@ class Engine(ABC):
         """Returns `samples` rollouts of each prompt, of at most `max_tokens` response tokens, ordered by prompt.
 
         Without prompts the list is empty. The random numbers depend on `seed`, prompt id, sample and position alone."""
+
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Returns the rollouts of `stretches`, each with more tokens, in the same order.
+
+        An engine of your own may leave this to `sample`, and then starts rollouts only: raises `EngineError` for one
+        that is to be continued.
+        """
+        made: list[Rollout] = []
+        for (limit, seed), group in groupby(stretches, lambda one: (one.limit, one.rollout.seed)):
+            made += self._started(list(group), limit, seed, sampling)
+        return made
+
+    def _started(self, stretches: Sequence[Stretch], limit: int, seed: int, sampling: Sampling) -> list[Rollout]:
+        rollouts = [one.rollout for one in stretches]
+        if any(rollout.length for rollout in rollouts):
+            raise EngineError(
+                f"{type(self).__name__} has no `extend`, so rollouts cannot continue; write continue: false"
+            )
+        samples = max(rollout.sample for rollout in rollouts) + 1
+        prompts = {rollout.prompt.id: rollout.prompt for rollout in rollouts}
+        sampled = self.sample(list(prompts.values()), limit, sampling, seed, samples)
+        found = {(rollout.prompt.id, rollout.sample): rollout for rollout in sampled}
+        return [found[rollout.prompt.id, rollout.sample] for rollout in rollouts]
 
     def check(self, longest: int) -> Iterable[str]:
         """Returns findings about the engine, as sentences, before a run. `longest` counts the tokens of the longest
@@ -49,6 +74,10 @@ class CopyEngine(Protocol):
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
         """Returns rollouts as `Engine.sample` does, after `receive`."""
+        ...
+
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Returns longer rollouts as `Engine.extend` does, after `receive`."""
         ...
 
     def check(self, longest: int) -> Iterable[str]:

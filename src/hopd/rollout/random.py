@@ -6,8 +6,10 @@ and with every horizon (a shorter rollout is a prefix of a longer one).
 The hash chains SplitMix64's finalizer (Steele, Lea & Flood, 2014) over the four counters.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,11 +28,15 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def uniform(
-    seed: int, prompt: Int[Tensor, " R"], sample: Int[Tensor, " R"], positions: Int[Tensor, " T"]
+    seed: int | Int[Tensor, " R"],
+    prompt: Int[Tensor, " R"],
+    sample: Int[Tensor, " R"],
+    positions: Int[Tensor, " T"] | Int[Tensor, "R T"],
 ) -> Float[Tensor, "R T"]:
-    """Returns numbers in [0, 1) with 53 random bits, as float64."""
-    key = _mix(_mix(prompt + _signed(fold(seed))) + sample)
-    bits = _mix(_mix(key[:, None] + _signed(_GOLDEN) * positions[None, :]))
+    """Returns numbers in [0, 1) with 53 random bits, as float64. `seed` is one for all rows, or theirs, from `seeds`."""
+    folded = _signed(fold(seed)) if isinstance(seed, int) else seed
+    key = _mix(_mix(prompt + folded) + sample)
+    bits = _mix(_mix(key[:, None] + _signed(_GOLDEN) * positions))
     return _shift(bits, 11).double() * 2.0**-53
 
 
@@ -43,6 +49,11 @@ def fold(*counters: int) -> int:
             state = ((state ^ (state >> shift)) * factor) & _MASK
         state ^= state >> 31
     return state
+
+
+def seeds(each: Iterable[int]) -> Int[Tensor, " R"]:
+    """Returns the seeds of rows as `uniform` takes them."""
+    return torch.tensor([_signed(fold(seed)) for seed in each], dtype=torch.long)
 
 
 def _mix(x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:

@@ -1,8 +1,9 @@
 """Defines a rollout: the student's response to one prompt, and why it ended. This file knows nothing of engines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,6 +43,10 @@ class Rollout:
 
     `log_probs`, in nats, are those of the policy softmax(logits / temperature), before any top-k or top-p; at
     temperature 0, where that policy is a single token, those of temperature 1.
+
+    A rollout that was cut at the horizon can go on in a later step. `seed` keys its random numbers, with prompt, sample
+    and position. `ages` says how many steps ago each token was sampled (None: all in this step), and `cache` holds the
+    keys and values of all tokens but the last (layer, 2, head, token, width), if its engine kept them.
     """
 
     prompt: Prompt
@@ -49,6 +54,42 @@ class Rollout:
     ids: Int[Tensor, " T"]
     log_probs: Float[Tensor, " T"]
     finish: FinishReason
+    seed: int = 0
+    ages: Int[Tensor, " T"] | None = None
+    cache: Tensor | None = None
+
+    @classmethod
+    def start(cls, prompt: Prompt, sample: int, seed: int) -> "Rollout":
+        """Returns a rollout without tokens."""
+        return cls(prompt, sample, torch.empty(0, dtype=torch.long), torch.empty(0), FinishReason.HORIZON, seed)
+
+    def extended(
+        self,
+        ids: Int[Tensor, " N"],
+        log_probs: Float[Tensor, " N"],
+        finish: FinishReason,
+        cache: Tensor | None = None,
+    ) -> "Rollout":
+        """Returns the rollout with more tokens, which were sampled in this step."""
+        if self.length == 0:
+            return replace(self, ids=ids, log_probs=log_probs, finish=finish, cache=cache)
+        return replace(
+            self,
+            ids=torch.cat([self.ids, ids]),
+            log_probs=torch.cat([self.log_probs, log_probs]),
+            finish=finish,
+            ages=torch.cat([self.age_of_tokens, torch.zeros_like(ids)]),
+            cache=cache,
+        )
+
+    def aged(self) -> "Rollout":
+        """Returns the rollout one step later."""
+        return replace(self, ages=self.age_of_tokens + 1)
+
+    @property
+    def age_of_tokens(self) -> Int[Tensor, " T"]:
+        """Returns how many steps ago each token was sampled."""
+        return torch.zeros_like(self.ids) if self.ages is None else self.ages
 
     @property
     def length(self) -> int:
@@ -57,3 +98,20 @@ class Rollout:
 
     def __str__(self) -> str:
         return f"rollout of prompt {self.prompt.id}, sample {self.sample}"
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Asks for more of a rollout: up to `limit` response tokens, those that it has included. With `keep`, its engine may
+    keep keys and values if it is then unfinished, because it will go on."""
+
+    rollout: Rollout
+    limit: int
+    keep: bool = False
+
+    @property
+    def read(self) -> Int[Tensor, " N"]:
+        """Returns the tokens that an engine without their keys and values reads first: prompt and response so far."""
+        return (
+            torch.cat([self.rollout.prompt.ids, self.rollout.ids]) if self.rollout.length else self.rollout.prompt.ids
+        )

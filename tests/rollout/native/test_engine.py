@@ -67,7 +67,7 @@ def test_prompts_that_are_prefilled_separately_give_the_same_rollouts(student, p
     together = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
     for tokens in (1, 25):
         for name in ("PREFILLED", "PREFILLED_BY_GPU"):
-            monkeypatch.setattr(f"hopd.rollout.native.engine.{name}", tokens)
+            monkeypatch.setattr(f"hopd.rollout.native.prefix.{name}", tokens)
         separate = NativeEngine(student).sample(prompts, 80, Sampling(), seed=5, samples=2)
         assert same(together, separate)
         for a, b in zip(together, separate, strict=True):

@@ -130,6 +130,29 @@ def joined(caches: Sequence[Cache], width: int) -> Cache:
     return whole
 
 
+def cache_of_rows(rows: Sequence[torch.Tensor]) -> Cache:
+    """Returns a cache of what `row_of` returned, one sequence each, aligned on the right."""
+    lengths = [row.shape[3] for row in rows]
+    width = max(lengths)
+    whole = Cache(layer_class_to_replicate=GrowingLayer)
+    for number in range(len(rows[0])):
+        layer = GrowingLayer()
+        layer.keys, layer.values = (
+            _stacked([row[number, which][None] for row in rows], lengths, width) for which in (0, 1)
+        )
+        layer.used, layer.is_initialized = width, True
+        whole.layers.append(layer)
+    return whole
+
+
+def row_of(cache: Cache, row: int, start: int, end: int) -> torch.Tensor:
+    """Copies one sequence's keys and values of positions `start` to `end`: (layer, 2, head, position, width)."""
+    layers: Sequence[Any] = cache.layers
+    return torch.stack(
+        [torch.stack([part[row, :, start:end] for part in (layer.keys, layer.values)]) for layer in layers]
+    )
+
+
 def _stacked(parts: Sequence[torch.Tensor], used: Sequence[int], width: int) -> torch.Tensor:
     _, heads, _, size = parts[0].shape
     whole = parts[0].new_empty(sum(map(len, parts)), heads, capacity(width, parts[0].device), size)

@@ -1,15 +1,15 @@
 """The native engine decodes any Hugging Face causal LM in batches, in the process that trains it.
 
-Prompts are prefilled once and shared by their samples. Sequences are padded on the left, so that all of them write the
+Prompts are read once for their samples. Sequences are padded on the left, so that all of them write the
 same position of the cache at the same step; finished ones are dropped and the batch compacted. Rollouts that do not fit
 in one batch decode in waves, those with prompts of similar length together.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -18,110 +18,96 @@ from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.acceleration import TokenDecoder, decoding, decoding_note
-from hopd.rollout.native.cache import attends_everywhere, joined, new_cache
+from hopd.rollout.native.cache import attends_everywhere, row_of
 from hopd.rollout.native.mask import DecodingMask
-from hopd.rollout.random import uniform
-from hopd.rollout.rollout import FinishReason, Prompt, Rollout
+from hopd.rollout.native.prefix import Prefix, prefixes, read
+from hopd.rollout.native.record import Record
+from hopd.rollout.random import seeds, uniform
+from hopd.rollout.rollout import Prompt, Rollout, Stretch
 from hopd.rollout.sampling import draw_tokens
 
-PREFILLED, PREFILLED_BY_GPU = 2048, 16384  # prompt tokens in one forward pass: enough to keep the device busy
 DRAWN_AHEAD = 64  # positions whose random numbers are drawn together
 # Compact when at most this fraction of the sequences still runs: the copies stay O(1) a token. On a GPU a few more
 # sequences cost little, and its graph must be recorded again afterwards.
 COMPACT_AT, COMPACT_GPU_AT = 0.75, 0.5
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """Holds a prompt with those of its samples that decode in one wave."""
-
-    index: int
-    prompt: Prompt
-    samples: range
-
-
 class NativeEngine(Engine):
     """Samples from the student's own weights. `rows` limits the number of concurrent sequences, and with it the memory
-    for keys and values."""
+    for keys and values. With `keeps`, those of rollouts that will go on are kept between steps, so that they are as old
+    as their tokens; otherwise such rollouts are read again, by the current weights."""
 
-    def __init__(self, model: LanguageModel, rows: int = 64):
-        self.model, self.rows = model, rows
+    def __init__(self, model: LanguageModel, rows: int = 64, keeps: bool = True):
+        self.model, self.rows, self.keeps = model, rows, keeps
 
-    @torch.no_grad()
     def sample(
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does. Raises `TaskError` for a prompt that leaves no room in the context.
+        """Returns rollouts as `Engine.sample` does. Raises `TaskError` for a prompt that leaves no room in the
+        context."""
+        starts = [Rollout.start(prompt, sample, seed) for prompt in prompts for sample in range(samples)]
+        return self.extend([Stretch(start, max_tokens) for start in starts], sampling)
+
+    @torch.no_grad()
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Returns longer rollouts as `Engine.extend` does. Raises `TaskError` for a prompt that leaves no room.
 
         A sharded model is unsharded meanwhile, so that no token waits for another process.
         """
         with self.model.sharding.unsharded():
-            return self._sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
+            return self._extend(stretches, sampling) if stretches else []
 
     def check(self, longest: int) -> list[str]:
         """Returns how tokens are decoded."""
         return [decoding_note(self.model)]
 
-    def _sample(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int
-    ) -> list[Rollout]:
-        for prompt in prompts:
-            prompt.check_room(self.model.context)
-        rollouts: dict[tuple[int, int], Rollout] = {}
-        with decoding(self.model, min(self.rows, len(prompts) * samples)) as (project, decoder):
-            for wave in self._waves(prompts, samples):
-                rows = [(unit.index, sample) for unit in wave for sample in unit.samples]
-                rollouts |= zip(rows, self._decode(wave, project, decoder, max_tokens, sampling, seed), strict=True)
-        return [rollouts[key] for key in sorted(rollouts)]
+    def _extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        for stretch in stretches:
+            stretch.rollout.prompt.check_room(self.model.context)
+        rollouts: dict[int, Rollout] = {}
+        with decoding(self.model, min(self.rows, len(stretches))) as (project, decoder):
+            for wave in self._waves(prefixes(stretches)):
+                numbers = [number for prefix in wave for number in prefix.stretches]
+                asked = [stretches[number] for number in numbers]
+                rollouts |= zip(numbers, self._decode(wave, asked, project, decoder, sampling), strict=True)
+        return [rollouts[number] for number in range(len(stretches))]
 
-    def _waves(self, prompts: Sequence[Prompt], samples: int) -> Iterator[list[_Unit]]:
-        wave: list[_Unit] = []
+    def _waves(self, read_first: Sequence[Prefix]) -> Iterator[list[Prefix]]:
+        """Yields what fits into a batch, the longest first; in each, prefixes with kept keys come last."""
+        wave: list[Prefix] = []
         free = self.rows
-        for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids)):
+        for prefix in sorted(read_first, key=lambda prefix: -len(prefix.ids)):
             start = 0
-            while start < samples:
-                taken = range(start, min(samples, start + free))
-                wave.append(_Unit(index, prompts[index], taken))
-                start, free = taken.stop, free - len(taken)
+            while start < len(prefix.stretches):
+                taken = prefix.stretches[start : start + free]
+                wave.append(replace(prefix, stretches=taken))
+                start, free = start + len(taken), free - len(taken)
                 if free == 0:
-                    yield wave
+                    yield sorted(wave, key=lambda prefix: prefix.cache is not None)
                     wave, free = [], self.rows
         if wave:
-            yield wave
+            yield sorted(wave, key=lambda prefix: prefix.cache is not None)
 
     def _decode(
         self,
-        wave: Sequence[_Unit],
+        wave: Sequence[Prefix],
+        stretches: Sequence[Stretch],
         project: Projection,
         decoder: TokenDecoder | None,
-        max_tokens: int,
         sampling: Sampling,
-        seed: int,
     ) -> list[Rollout]:
         model, device, context = self.model, self.model.device, self.model.context
         head, stop_ids = model.head, torch.tensor(sorted(model.stop_ids), device=device)
-        prompts = [unit.prompt.ids for unit in wave]
-        hidden, cache = self._prefill(prompts)
-        mask = flush_right(prompts, device)[1]
-        width = mask.shape[1]
-        seen = DecodingMask(model, mask)
-
-        unit_of_row = torch.tensor([i for i, unit in enumerate(wave) for _ in unit.samples], device=device)
-        if len(unit_of_row) > len(wave):
-            cache.reorder_cache(unit_of_row)  # type: ignore[arg-type]
-            seen.reorder(unit_of_row)
-            hidden = hidden[unit_of_row]
-        rows = _Rows(
-            live=torch.arange(len(unit_of_row), device=device),
-            prompt=torch.tensor([unit.prompt.id for unit in wave], device=device)[unit_of_row],
-            sample=torch.tensor([sample for unit in wave for sample in unit.samples], device=device),
-            prompt_length=mask.sum(-1)[unit_of_row],
-        )
-        limit = min(max_tokens, context - int(rows.prompt_length.min())) if context else max_tokens
-        room = None if context is None else context - rows.prompt_length
+        hidden, cache = read(model, decoder, wave)
+        rows = _Rows.of(wave, stretches, context, device)
+        width = int(rows.read.max())
+        seen = DecodingMask(model, torch.arange(width, device=device) >= width - rows.read[:, None])
+        limit = int(rows.room.max())
+        # Where all rows end at the same token, the loop's end is theirs.
+        room = None if int(rows.room.min()) == limit else rows.room
         if decoder is not None:
             cos, sin = decoder.angles(width + limit)
-        record = _Record(len(unit_of_row), device)
+        record = Record(len(stretches), device)
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
         # To count the running sequences, the CPU waits for a GPU, so there it counts less often.
@@ -129,8 +115,8 @@ class NativeEngine(Engine):
 
         for t in range(limit):
             if t % DRAWN_AHEAD == 0:
-                ahead = torch.arange(t, t + DRAWN_AHEAD)
-                draws = uniform(seed, rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
+                ahead = torch.arange(t, t + DRAWN_AHEAD) + rows.before.cpu()[:, None]
+                draws = uniform(rows.seed.cpu(), rows.prompt.cpu(), rows.sample.cpu(), ahead).float().to(device)
             tokens, log_probs = draw_tokens(sampling, head.scale_and_cap(project(hidden)), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running
@@ -146,6 +132,7 @@ class NativeEngine(Engine):
                 if count <= compact_at * len(running):
                     kept = running.nonzero()[:, 0]
                     record.close_segment(rows.live, length, stopped)
+                    self._keep(record, stretches, rows, cache, width, length, stopped | running)
                     cache.reorder_cache(kept)  # type: ignore[arg-type]
                     seen.reorder(kept)
                     rows, tokens, draws = rows.select(kept), tokens[kept], draws[kept]
@@ -153,97 +140,70 @@ class NativeEngine(Engine):
                     room = None if room is None else room[kept]
             if t + 1 == limit:
                 break
-            positions = rows.prompt_length + t
+            positions = rows.read + t
             if context is not None:
                 positions = positions.clamp(max=context - 1)  # for full sequences that wait to be dropped
             if decoder is None:
                 hidden = model.hidden(tokens[:, None], seen.of_token(width + t), positions[:, None], cache)[:, -1]
             else:
                 angles = cos[positions], sin[positions]
-                hidden = decoder.hidden(tokens, angles, cache, first=width - rows.prompt_length)
+                hidden = decoder.hidden(tokens, angles, cache, first=width - rows.read)
 
         record.close_segment(rows.live, length, stopped)
-        return record.rollouts(wave, max_tokens)
+        self._keep(record, stretches, rows, cache, width, length, stopped)
+        return record.rollouts(stretches)
 
-    def _prefill(self, prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Float[Tensor, "R D"], Cache]:
-        """Returns the hidden state of each prompt's last token, and the cache. Groups of similar length need little
-        padding."""
-        model, states, caches = self.model, [], []
-        for group in _groups(prompts, model.device) if attends_everywhere(model.config) else [prompts]:
-            ids, mask = flush_right(group, model.device)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            caches.append(new_cache(model.config))
-            states.append(model.hidden(ids, DecodingMask(model, mask).of_prompts(), positions, caches[-1])[:, -1])
-        return torch.cat(states), joined(caches, max(map(len, prompts)))
+    def _keep(
+        self,
+        record: Record,
+        stretches: Sequence[Stretch],
+        rows: "_Rows",
+        cache: Cache,
+        width: int,
+        length: Int[Tensor, " R"],
+        others: Bool[Tensor, " R"],
+    ) -> None:
+        """Keeps keys and values of the rollouts that will go on, except for `others`, which do not or still run."""
+        if not (self.keeps and any(stretch.keep for stretch in stretches) and attends_everywhere(self.model.config)):
+            return
+        for row in (~others).nonzero()[:, 0].tolist():
+            live, new = int(rows.live[row]), int(length[row])
+            if stretches[live].keep and stretches[live].rollout.length + new == stretches[live].limit:
+                record.caches[live] = row_of(cache, row, width - int(rows.read[row]), width + new - 1)
 
 
 @dataclass
 class _Rows:
-    """Holds the constants of the sequences that still run; `live` is a sequence's number in the wave."""
+    """Holds the constants of the sequences that still run: `live` is a sequence's number in the wave, `before` how many
+    response tokens it had, `read` how many tokens with its prompt, and `room` how many more it may get."""
 
     live: Int[Tensor, " R"]
+    seed: Int[Tensor, " R"]
     prompt: Int[Tensor, " R"]
     sample: Int[Tensor, " R"]
-    prompt_length: Int[Tensor, " R"]
+    before: Int[Tensor, " R"]
+    read: Int[Tensor, " R"]
+    room: Int[Tensor, " R"]
+
+    @classmethod
+    def of(
+        cls, wave: Sequence[Prefix], stretches: Sequence[Stretch], context: int | None, device: torch.device
+    ) -> "_Rows":
+        rollouts = [stretch.rollout for stretch in stretches]
+        lengths = [len(prefix.ids) for prefix in wave for _ in prefix.stretches]
+        room = [stretch.limit - stretch.rollout.length for stretch in stretches]
+        if context is not None:
+            room = [min(tokens, context - length) for tokens, length in zip(room, lengths, strict=True)]
+        columns = (
+            torch.arange(len(rollouts)),
+            seeds(rollout.seed for rollout in rollouts),
+            torch.tensor([rollout.prompt.id for rollout in rollouts]),
+            torch.tensor([rollout.sample for rollout in rollouts]),
+            torch.tensor([rollout.length for rollout in rollouts]),
+            torch.tensor(lengths),
+            torch.tensor(room),
+        )
+        return cls(*(column.to(device) for column in columns))
 
     def select(self, kept: Int[Tensor, " K"]) -> "_Rows":
         return _Rows(*(tensor[kept] for tensor in vars(self).values()))
-
-
-class _Record:
-    """Collects sampled tokens, one tensor a step, in segments that end where the batch was compacted."""
-
-    def __init__(self, rows: int, device: torch.device):
-        self._ids: list[Int[Tensor, " R"]] = []
-        self._log_probs: list[Float[Tensor, " R"]] = []
-        self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(rows)]
-        self._length = torch.zeros(rows, dtype=torch.long, device=device)
-        self._stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    def append(self, ids: Int[Tensor, " R"], log_probs: Float[Tensor, " R"]) -> None:
-        self._ids.append(ids)
-        self._log_probs.append(log_probs)
-
-    def close_segment(self, live: Int[Tensor, " R"], length: Int[Tensor, " R"], stopped: Bool[Tensor, " R"]) -> None:
-        self._length[live], self._stopped[live] = length, stopped
-        if not self._ids:
-            return
-        ids, log_probs = torch.stack(self._ids, dim=1).cpu(), torch.stack(self._log_probs, dim=1).cpu()
-        for row, piece in zip(live.tolist(), zip(ids, log_probs, strict=True), strict=True):
-            self._pieces[row].append(piece)
-        self._ids, self._log_probs = [], []
-
-    def rollouts(self, wave: Sequence[_Unit], max_tokens: int) -> list[Rollout]:
-        rollouts = []
-        owners = [(unit.prompt, sample) for unit in wave for sample in unit.samples]
-        ended = zip(self._length.tolist(), self._stopped.tolist(), strict=True)
-        for (prompt, sample), pieces, (length, stopped) in zip(owners, self._pieces, ended, strict=True):
-            ids, log_probs = (torch.cat(parts)[:length].clone() for parts in zip(*pieces, strict=True))
-            finish = FinishReason.STOP if stopped else FinishReason.HORIZON
-            if not stopped and length < max_tokens:
-                finish = FinishReason.CONTEXT
-            rollouts.append(Rollout(prompt, sample, ids, log_probs.float(), finish))
-        return rollouts
-
-
-def _groups(prompts: Sequence[Int[Tensor, " _"]], device: torch.device) -> Iterator[Sequence[Int[Tensor, " _"]]]:
-    """Yields groups of neighbours to prefill together; `prompts` are sorted by length, the longest first."""
-    start, tokens = 0, PREFILLED if device.type == "cpu" else PREFILLED_BY_GPU
-    while start < len(prompts):
-        rows = max(1, tokens // len(prompts[start]))
-        yield prompts[start : start + rows]
-        start += rows
-
-
-def flush_right(
-    sequences: Sequence[Int[Tensor, " _"]], device: torch.device
-) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Pads sequences on the left to the longest, with id 0. Returns the ids and a mask that is True where they are
-    real."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        ids[row, width - len(sequence) :] = sequence
-        mask[row, width - len(sequence) :] = True
-    return ids.to(device), mask.to(device)
