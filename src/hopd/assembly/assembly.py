@@ -36,6 +36,7 @@ from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
 from hopd.teacher import Teacher
+from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
@@ -81,8 +82,9 @@ def build(
     student = models.student
     rollout, training = recipe.rollout, recipe.training
     prompts = build_prompts(recipe.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
-    order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed)
+    order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed, rollout.samples)
     total_steps = order.steps(training)
+    flight = Flight(order, rollout.prompts * rollout.samples, rollout.full_tokens, recipe.seed, processes)
     controller = controller or recipe.controller()
 
     _place(student, recipe, processes)
@@ -114,7 +116,9 @@ def build(
         "fingerprints": learner.remote.fingerprints,
         "controller": controller.state_dict,
         "ledger": ledger.state_dict,
+        "flight": flight.state_dict,
     }
+    tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
     alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
     progress = progress or Progress(quiet=not processes.is_first)
@@ -126,6 +130,7 @@ def build(
         notes=models.notes + attention,
         prompts=prompts,
         order=order,
+        flight=flight,
         total_steps=total_steps,
         controller=controller,
         engine=sampler,
@@ -135,7 +140,7 @@ def build(
         ledger=ledger,
         directory=directory,
         checkpointer=Checkpointer(
-            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, saved, processes
+            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, tensors, saved, processes
         ),
         recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),

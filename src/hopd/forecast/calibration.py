@@ -13,7 +13,6 @@ from hopd.forecast.memory import estimate_memory, rollout_bytes
 from hopd.forecast.outlook import stages
 from hopd.rollout import FinishReason, Rollout
 from hopd.run.ledger import PHASES, Account, peak_memory
-from hopd.training.statistics import StepStatistics
 
 WARM_UP, SHORTEST = 4, 16  # tokens
 REPEATS, WORTH_REPEATING_SECONDS = 7, 3.0
@@ -143,7 +142,7 @@ class Calibration:
             self.sampled = parts.engine.sample(
                 self.prompts, horizon, parts.sampling, parts.recipe.seed, self.rollout.samples
             )
-        parts.learner.accumulate(self.sampled, parts.recipe.seed, StepStatistics())
+        parts.learner.accumulate(self.sampled, parts.recipe.seed, parts.statistics())
         seconds = dict(parts.ledger.pending.seconds)
         parts.learner.apply(step=0)
         applied = parts.ledger.pending.seconds["update"] - seconds["update"]

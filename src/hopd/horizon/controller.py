@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hopd.errors import HorizonError
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -19,6 +21,19 @@ class Decision:
     rollouts: int | None = None
     whole: int | None = 0
     continues: bool = False
+
+    def check(self, step: int, full_tokens: int) -> None:
+        """Raises `HorizonError` for a spend that is impossible."""
+        if not 1 <= self.tokens <= full_tokens:
+            raise HorizonError(
+                f"the horizon of step {step} is {self.tokens} tokens ({self.reason}); a controller must decide on 1 to "
+                f"rollout.full_tokens = {full_tokens}"
+            )
+        if (self.rollouts is not None and self.rollouts < 1) or (self.whole is not None and self.whole < 0):
+            raise HorizonError(
+                f"step {step} has {self.rollouts} rollouts, {self.whole} of them whole ({self.reason}); a controller "
+                "must decide on at least one rollout, and on no fewer than 0 whole ones"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ class LossTokens:
     """Lists the N response tokens of one micro-batch, flat.
 
     `row` is the index of a token's rollout in the micro-batch, `position` its place in the response from 0,
-    `behaviour` its log-prob under the policy that sampled it, and `weight` its weight in the loss (0: no loss).
+    `behaviour` its log-prob under the policy that sampled it, and `weight` its weight in the loss (0: no loss). `age`
+    says how many steps ago it was sampled (None: all in this step).
     """
 
     tokens: Int[Tensor, " N"]
@@ -26,6 +27,7 @@ class LossTokens:
     position: Int[Tensor, " N"]
     behaviour: Float[Tensor, " N"]
     weight: Float[Tensor, " N"]
+    age: Int[Tensor, " N"] | None = None
 
 
 class TokenStatistics(NamedTuple):

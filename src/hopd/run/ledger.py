@@ -18,7 +18,7 @@ import torch
 
 from hopd.model.flops import PassCost
 from hopd.processes import Processes
-from hopd.rollout.rollout import Prompt, Rollout
+from hopd.rollout.rollout import Rollout, Stretch
 from hopd.run.directory import write_atomically
 
 
@@ -96,17 +96,22 @@ class Ledger:
         if phase:
             self.pending.flops[phase] = self.pending.flops.get(phase, 0.0) + flops
 
-    def add_rollouts(
-        self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt], full_tokens: int, cost: PassCost
-    ) -> None:
-        """Counts what was generated, and what full rollouts would have been; each prompt was prefilled once."""
-        lengths = [len(prompt.ids) for prompt in prompts]
-        self.add("rollout", cost.generate([(len(r.prompt.ids), r.length) for r in rollouts], lengths))
-        self.add(
-            prompt_tokens=sum(lengths),
-            generated_tokens=sum(r.length for r in rollouts),
-            full_rollouts_tokens=sum(full_tokens if r.finish == "horizon" else r.length for r in rollouts),
-        )
+    def add_stretches(self, stretches: Sequence[Stretch], rollouts: Sequence[Rollout], cost: PassCost) -> None:
+        """Counts what was generated and what was read before. A prompt was read once for the samples that began with
+        it, a rollout that went on was read again unless its keys and values were kept."""
+        gained = [after.length - stretch.rollout.length for stretch, after in zip(stretches, rollouts, strict=True)]
+        prompts = {stretch.rollout.prompt.id: stretch.read for stretch in stretches if not stretch.rollout.length}
+        again = [s.read for s in stretches if s.rollout.length and s.rollout.cache is None]
+        lengths = [len(ids) for ids in [*prompts.values(), *again]]
+        # One that has its keys and values reads its last token first, as if it had just sampled that.
+        decoded = [(len(s.read) - (s.rollout.cache is not None), s.rollout.cache is not None) for s in stretches]
+        flops = cost.generate([(read, new + kept) for (read, kept), new in zip(decoded, gained, strict=True)], lengths)
+        self.add("rollout", flops - cost.head * sum(kept for _, kept in decoded))
+        self.add(prompt_tokens=sum(lengths), generated_tokens=sum(gained))
+
+    def add_ended(self, rollouts: Sequence[Rollout], full_tokens: int) -> None:
+        """Counts what full rollouts would have been."""
+        self.add(full_rollouts_tokens=sum(full_tokens if r.finish == "horizon" else r.length for r in rollouts))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
