@@ -11,9 +11,9 @@ class Decision:
     """Spends one training step. `reason` explains it in a sentence.
 
     The step has `rollouts` rollouts (None: as many as the recipe says). Each gets at most `tokens` response tokens in
-    this step and ends there, except for `whole` of them (None: all), which run to their own end: in this step, or, if
-    the step `continues`, by at most `tokens` a step, so that they stay unfinished until a later one. The update learns
-    from the rollouts that ended.
+    this step and ends there, except for `whole` of them (None: all), which run until they stop by themselves or have
+    `end` tokens (None: the full length): in this step, or, if the step `continues`, by at most `tokens` a step, so that
+    they stay unfinished until a later one. The update learns from the rollouts that ended.
     """
 
     tokens: int
@@ -21,6 +21,7 @@ class Decision:
     rollouts: int | None = None
     whole: int | None = 0
     continues: bool = False
+    end: int | None = None
 
     def check(self, step: int, full_tokens: int) -> None:
         """Raises `HorizonError` for a spend that is impossible."""
@@ -33,6 +34,11 @@ class Decision:
             raise HorizonError(
                 f"step {step} has {self.rollouts} rollouts, {self.whole} of them whole ({self.reason}); a controller "
                 "must decide on at least one rollout, and on no fewer than 0 whole ones"
+            )
+        if self.end is not None and not 1 <= self.end <= full_tokens:
+            raise HorizonError(
+                f"whole rollouts of step {step} end at {self.end} tokens ({self.reason}); a controller must decide on 1 "
+                f"to rollout.full_tokens = {full_tokens}"
             )
 
 

@@ -93,13 +93,14 @@ class Flight:
     def _ends(self, new: int, whole: int, decision: Decision) -> list[int]:
         """Returns where new whole rollouts end. The first occupants of new slots are cut after 1, 2, … strides, so that
         from the first step on about as many rollouts end in each."""
+        end = decision.end or self.full_tokens
         if not decision.continues:
-            return [self.full_tokens] * new
+            return [end] * new
         opening = max(0, whole - self.opened)
         self._opened = max(self.opened, whole)
-        strides = -(-self.full_tokens // decision.tokens)
-        first = [min(self.full_tokens, decision.tokens * (1 + i * strides // opening)) for i in range(opening)]
-        return [*first, *[self.full_tokens] * (new - opening)][:new]
+        strides = -(-end // decision.tokens)
+        first = [min(end, decision.tokens * (1 + i * strides // opening)) for i in range(opening)]
+        return [*first, *[end] * (new - opening)][:new]
 
     def _share(self, begun: Sequence[tuple[Start, int]], loads: list[int]) -> list[tuple[Start, int]]:
         """Returns this process's part; `loads` are the rollouts that each process has, and are updated."""
