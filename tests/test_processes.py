@@ -167,6 +167,18 @@ def test_a_sharded_model_gives_the_curve_of_one_process(one, sharded):
     check_same(one, sharded)
 
 
+def test_several_processes_sketch_the_gradients_of_one(train):
+    sketches = "horizon={controller: full, sketches: true}"
+    runs = [train(1, sketches), train(2, sketches), train(2, sketches, FSDP)]
+    one, *others = (lines(path)[0]["gradients"] for path in runs)
+    largest = max(map(max, one["products"]))
+    assert largest > 0
+    for other in others:
+        assert other["noise"] == pytest.approx(one["noise"], rel=2e-3, abs=2e-3 * max(one["noise"]))
+        for row, same in zip(other["products"], one["products"], strict=True):
+            assert row == pytest.approx(same, rel=2e-3, abs=2e-3 * largest)
+
+
 def test_so_it_does_with_gradient_checkpointing(train, one):
     check_same(one, train(2, FSDP, "training.gradient_checkpointing=true"))
 

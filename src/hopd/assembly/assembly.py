@@ -18,7 +18,7 @@ from hopd.assembly.prompts import build_prompts
 from hopd.assembly.teacher import build_teacher
 from hopd.compute.allocator import keep_freed_memory
 from hopd.compute.attention import MATMUL, SDPA
-from hopd.errors import CheckpointError, RecipeError
+from hopd.errors import CheckpointError, ModelError, RecipeError
 from hopd.horizon import Controller
 from hopd.model import LanguageModel
 from hopd.model.attention_choice import attention_of, can_choose_attention, choose_attention
@@ -26,7 +26,7 @@ from hopd.model.flops import PassCost
 from hopd.model.fsdp import shard
 from hopd.processes import Processes
 from hopd.recipe import AdaptersOff, Recipe
-from hopd.rollout import Engine, NativeEngine
+from hopd.rollout import Engine, NativeEngine, Stream, fold
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
 from hopd.run.interruption import Interruption
@@ -39,6 +39,7 @@ from hopd.teacher import Teacher
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
+from hopd.training.sketch import Sketch
 
 
 class Replacements(TypedDict, total=False):
@@ -85,6 +86,7 @@ def build(
     total_steps = order.steps(training)
     controller = controller or recipe.controller()
 
+    sketch = _sketch(recipe, controller, models)  # before the student is sharded
     _place(student, recipe, processes)
     sampler = engine(student) if engine else build_engine(recipe, student, processes)
     own_rows = isinstance(sampler, NativeEngine) and engine is None  # the evaluation decodes more at once
@@ -107,6 +109,7 @@ def build(
         processes=processes,
         temperature=rollout.temperature,
         tokens_per_batch=training.tokens_per_batch,
+        sketch=sketch,
     )
     learner.remote.restore(state.get("fingerprints", {}))
     saved: dict[str, Callable[[], Any]] = {
@@ -151,6 +154,18 @@ def check_same_checkpoint(step: int, processes: Processes) -> None:
             f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(set(steps))))}); "
             "output must be on a file system that all nodes share"
         )
+
+
+def _sketch(recipe: Recipe, controller: Controller, models: Models) -> Sketch | None:
+    """Returns what sketches gradients, if the controller asks for them. Where the student allows no sketches, a note
+    says so, and the controller's evidence has no gradients."""
+    if not getattr(controller, "sketches", False):
+        return None
+    try:
+        return Sketch.of(models.student, recipe.rollout.full_tokens, fold(recipe.seed, Stream.SKETCH))
+    except ModelError as error:
+        models.notes.append(f"the controller asks for sketches of gradients and gets none: {error}")
+        return None
 
 
 def _place(student: LanguageModel, recipe: Recipe, processes: Processes) -> None:

@@ -44,7 +44,8 @@ class Gradients:
     With g_ib the gradient of rollout i in block b, `products[b][c]` estimates E[g_b] · E[g_c] from pairs of different
     rollouts, so without bias, and `noise[b]` the trace of the covariance of g_b. A block's noise over its signal
     `products[b][b]` is about the number of rollouts at which a larger step stops helping (McCandlish et al., 2018).
-    `pairs[b][c]` counts the pairs behind a product: 0 where no rollout had all of both blocks.
+    A rollout that ended by itself has nothing in later blocks; one that was cut does not count there. `pairs[b][c]`
+    counts the pairs behind a product: where it is 0, the product is unknown, and 0 as well.
     """
 
     products: tuple[tuple[float, ...], ...]
@@ -81,7 +82,11 @@ class Evidence:
 
 
 class Controller(Protocol):
-    """Decides what each step spends, deterministically. Everything that it remembers is in its `state_dict`."""
+    """Decides what each step spends, deterministically. Everything that it remembers is in its `state_dict`.
+
+    One with an attribute `sketches` that is true finds `gradients` in its evidence, unless its student allows no
+    sketches.
+    """
 
     @property
     def full_tokens(self) -> int:

@@ -23,12 +23,14 @@ from hopd.run.ledger import Ledger
 from hopd.teacher import BaseTeacher, Teacher
 from hopd.teacher.remote_teachers import RemoteTeachers, remote_by_name
 from hopd.training.optimizer import MasterOptimizer
+from hopd.training.sketch import Sketch
 from hopd.training.statistics import StepStatistics
 
 
 @dataclass
 class Learner:
-    """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one)."""
+    """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one).
+    `sketch` sketches the gradients of rollouts for the controller (None: it does not ask for them)."""
 
     student: LanguageModel
     teacher: Teacher
@@ -41,6 +43,7 @@ class Learner:
     processes: Processes
     temperature: float
     tokens_per_batch: int
+    sketch: Sketch | None = None
     remote: RemoteTeachers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,13 +69,18 @@ class Learner:
         passes = int(self.processes.highest(len(batches))) if self.student.sharding.units else len(batches)
         # The passes of a sharded model need the other processes; an error of one then ends all by their launcher.
         together = nullcontext() if self.student.sharding.units else self.processes.together()
-        with fast_layers(self.student.backbone), together:
+        if self.sketch and statistics.gradients is None:
+            statistics.gradients = self.sketch.sums(self.student.device)
+        watching = self.sketch.watching() if self.sketch else nullcontext()
+        with fast_layers(self.student.backbone), together, watching:
             for batch in batches:
                 total, terms = self.loss(batch)
                 if not torch.isfinite(total):
                     raise NonFiniteLoss(_first_non_finite(batch, terms))
                 with self.ledger.phase("update"):
                     (total / count).backward()
+                    if self.sketch and statistics.gradients:
+                        self.sketch.add(batch, count, statistics.gradients)
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
             for _ in range(passes - len(batches)):

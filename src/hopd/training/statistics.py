@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from hopd.horizon import Evidence
 from hopd.objective.positions import LossTokens, TokenStatistics
 from hopd.processes import Processes
 from hopd.rollout.rollout import FinishReason, Rollout
+from hopd.training.block_sums import BlockSums
 
 SUMS = ("rollouts", "generated", *FinishReason, "tokens", "loss", "reverse_kl", "mismatch")
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
@@ -18,10 +20,12 @@ BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 
 @dataclass
 class StepStatistics:
-    """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens."""
+    """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens;
+    `gradients` are the sums of rollouts' sketches, where the controller asks for them."""
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
+    gradients: BlockSums | None = None
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
         """Counts rollouts, their tokens and their finish reasons."""
@@ -49,15 +53,17 @@ class StepStatistics:
         sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
         total = processes.sum(torch.cat([sums, self.positions.flatten()])).cpu()
         return StepStatistics(
-            dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True)), total[len(SUMS) :].view(2, BINS)
+            dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True)),
+            total[len(SUMS) :].view(2, BINS),
+            self.gradients.summed(processes) if self.gradients else None,
         )
 
     def mean(self, name: str, per: str = "tokens") -> float:
         """Returns one sum divided by another; 0 if the divisor is 0."""
         return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the means by their names in metrics.jsonl."""
+    def metrics(self) -> dict[str, Any]:
+        """Returns the means by their names in metrics.jsonl, and what the gradients show."""
         return {
             "loss": self.mean("loss"),
             "reverse_kl": self.mean("reverse_kl"),
@@ -66,7 +72,7 @@ class StepStatistics:
             "mean_length": self.mean("generated", per="rollouts"),
             "stop_rate": self.mean(FinishReason.STOP, per="rollouts"),
             "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
-        }
+        } | ({"gradients": self.gradients.metrics()} if self.gradients else {})
 
     def evidence(self, step: int, horizon: int) -> Evidence:
         """Returns what the controller observes after the step."""
@@ -82,6 +88,7 @@ class StepStatistics:
             edges=tuple([0] + [2**i for i in range(used)]) if used else (),
             reverse_kl=tuple(means.tolist()),
             counts=tuple(int(count) for count in counts),
+            gradients=self.gradients.gradients() if self.gradients else None,
         )
 
     def _add(self, **values: float) -> None:
