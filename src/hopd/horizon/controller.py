@@ -37,8 +37,8 @@ class Decision:
             )
         if self.end is not None and not 1 <= self.end <= full_tokens:
             raise HorizonError(
-                f"whole rollouts of step {step} end at {self.end} tokens ({self.reason}); a controller must decide on 1 "
-                f"to rollout.full_tokens = {full_tokens}"
+                f"whole rollouts of step {step} end at {self.end} tokens ({self.reason}); a controller must decide on "
+                f"1 to rollout.full_tokens = {full_tokens}"
             )
 
 
@@ -48,6 +48,7 @@ class Block:
 
     `rollouts` of them had tokens there, `tokens` in all that carry loss, and `stopped` ended there by themselves.
     `reverse_kl` is their mean KL(student ‖ teacher) in nats: exact where the loss is that, else its estimate −r_t.
+    `surplus` is by how much the teacher's entropy exceeds the student's, in nats a token, where both are known.
     """
 
     start: int
@@ -56,6 +57,7 @@ class Block:
     stopped: int
     tokens: int
     reverse_kl: float
+    surplus: float | None = None
 
 
 @dataclass(frozen=True)
