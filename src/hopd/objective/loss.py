@@ -6,9 +6,10 @@ from torch import Tensor
 
 from hopd.objective.credit import discounted_credit
 from hopd.objective.head import Head, chunked_loss
+from hopd.objective.importance import PrefixSums
 from hopd.objective.objective import Objective
 from hopd.objective.positions import LossTokens, Positions, TokenStatistics
-from hopd.objective.signal import Signal, tempered
+from hopd.objective.signal import Signal, log_prob_of, tempered
 
 
 def distillation_loss(
@@ -27,9 +28,10 @@ def distillation_loss(
     float32 logits in memory (default: `chunk_bytes_on`).
     """
     later = _credit(objective.gamma, head, hidden, signal, at, temperature, chunk_bytes) if objective.gamma else None
+    prefixes = PrefixSums(at.row)
 
     def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-        here = Positions(tempered(logits, temperature), signal, at, rows, later)
+        here = Positions(tempered(logits, temperature), signal, at, rows, prefixes, later)
         loss = objective.per_token(here)
         return at.weight[rows] * loss, torch.stack([loss, here.log_ratio, here.log_prob], dim=-1)
 
@@ -50,8 +52,8 @@ def _credit(
     """Computes all signals first, in a pass over the head without gradient; `at` must hold the whole responses."""
 
     def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-        here = Positions(tempered(logits, temperature), signal, at, rows)
-        log_ratio = here.teacher_log_prob - here.log_prob
+        tokens = at.tokens[rows]
+        log_ratio = signal.log_prob(rows, tokens) - log_prob_of(tempered(logits, temperature), tokens)
         return log_ratio, log_ratio[:, None]
 
     _, log_ratio = chunked_loss(head, hidden, terms, chunk_bytes)
