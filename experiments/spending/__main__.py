@@ -40,7 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing that would end later")
     wanted = parser.parse_args(arguments)
     known = {_key(json.loads(line)) for line in wanted.out.read_text().splitlines()} if wanted.out.exists() else set()
-    jobs = list(search()) if wanted.jobs == "search" else [Job(**json.loads(line)) for line in Path(wanted.jobs).read_text().splitlines()]
+    jobs = (
+        list(search())
+        if wanted.jobs == "search"
+        else [Job(**json.loads(line)) for line in Path(wanted.jobs).read_text().splitlines()]
+    )
     missing = [job for job in jobs if _key(asdict(job)) not in known]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before", flush=True)
     run(missing, wanted.root, wanted.out, wanted.workers, wanted.gpu_workers, time.monotonic() + wanted.seconds)

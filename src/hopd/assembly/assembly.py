@@ -109,6 +109,7 @@ def build(
         processes=processes,
         temperature=rollout.temperature,
         tokens_per_batch=training.tokens_per_batch,
+        compares=getattr(controller, "compares", False),
     )
     learner.remote.restore(state.get("fingerprints", {}))
     saved: dict[str, Callable[[], Any]] = {

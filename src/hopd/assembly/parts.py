@@ -52,5 +52,5 @@ class Parts:
     def statistics(self) -> StepStatistics:
         """Returns the statistics of a step before it has begun."""
         objective = self.recipe.objective
-        exact = isinstance(objective, Full) and objective.divergence == "reverse_kl"
+        exact = isinstance(objective, Full) and objective.divergence == "reverse_kl" and not objective.importance_cap
         return StepStatistics(self.recipe.rollout.full_tokens, exact)

@@ -16,7 +16,7 @@ MEASURED = ("loss", "reverse_kl", "mismatch", "staleness", "age")  # summed over
 SUMS = ("rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 BLOCKS = 10  # equal parts of the full length
-OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped")
+OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 
 
 @dataclass
@@ -28,7 +28,9 @@ class StepStatistics:
     exact: bool = False
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
-    blocks: Float[Tensor, "4 blocks"] = field(default_factory=lambda: torch.zeros(4, BLOCKS, dtype=torch.float64))
+    blocks: Float[Tensor, "rows blocks"] = field(
+        default_factory=lambda: torch.zeros(len(OF_BLOCK), BLOCKS, dtype=torch.float64)
+    )
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
         """Counts rollouts, their tokens and their finish reasons."""
@@ -65,6 +67,8 @@ class StepStatistics:
         blocks = position * BLOCKS // self.full_tokens
         self.blocks[OF_BLOCK.index("reverse_kl")].index_add_(0, blocks, divergence.cpu())
         self.blocks[OF_BLOCK.index("tokens")].index_add_(0, blocks, ones)
+        if statistics.surplus is not None:
+            self.blocks[OF_BLOCK.index("surplus")].index_add_(0, blocks, statistics.surplus[counted].double().cpu())
 
     def summed(self, processes: Processes) -> "StepStatistics":
         """Returns the sums over all processes, each of which saw a part of the step."""
@@ -72,7 +76,7 @@ class StepStatistics:
         total = processes.sum(torch.cat([sums, self.positions.flatten(), self.blocks.flatten()])).cpu()
         sums, positions, blocks = total.split([len(SUMS), self.positions.numel(), self.blocks.numel()])
         named = dict(zip(SUMS, sums.tolist(), strict=True))
-        return StepStatistics(self.full_tokens, self.exact, named, positions.view(2, BINS), blocks.view(4, BLOCKS))
+        return StepStatistics(self.full_tokens, self.exact, named, positions.view(2, BINS), blocks.view(-1, BLOCKS))
 
     def mean(self, name: str, per: str = "tokens") -> float:
         """Returns one sum divided by another; 0 if the divisor is 0."""
@@ -123,8 +127,8 @@ class StepStatistics:
         edges = [-(-i * self.full_tokens // BLOCKS) for i in range(BLOCKS + 1)]
         columns = self.blocks.T.tolist()
         return tuple(
-            Block(start, end, int(rollouts), int(stopped), int(tokens), divergence / max(tokens, 1))
-            for start, end, (divergence, tokens, rollouts, stopped) in zip(edges, edges[1:], columns, strict=False)
+            Block(start, end, int(rollouts), int(stopped), int(tokens), kl / max(tokens, 1), surplus / max(tokens, 1))
+            for start, end, (kl, tokens, rollouts, stopped, surplus) in zip(edges, edges[1:], columns, strict=False)
         )
 
     def _add(self, **values: float) -> None:
