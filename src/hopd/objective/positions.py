@@ -32,8 +32,8 @@ class LossTokens:
 
 
 class TokenStatistics(NamedTuple):
-    """Records each token's unweighted loss, r_t, and log π_θ(y_t) before the update. They have no gradient. `surplus` is
-    the teacher's entropy minus the student's, in nats, where it was asked for."""
+    """Records each token's unweighted loss, r_t, and log π_θ(y_t) before the update, without gradient. `surplus` is the
+    teacher's entropy minus the student's, in nats, where it was asked for."""
 
     loss: Float[Tensor, " N"]
     log_ratio: Float[Tensor, " N"]
