@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hopd.model.flops import PassCost
 from hopd.processes import Processes
-from hopd.rollout import FinishReason, Prompt, Rollout
+from hopd.rollout import FinishReason, Prompt, Rollout, Stretch
 from hopd.run.ledger import Account, Ledger
 from tests.test_processes import launched, run
 
@@ -23,7 +23,8 @@ def book(ledger, step):
     prompt = Prompt(0, torch.zeros(3, dtype=torch.long))
     ids = [torch.zeros(length, dtype=torch.long) for length in step]
     rollouts = [Rollout(prompt, i, of, torch.zeros(len(of)), FinishReason.STOP) for i, of in enumerate(ids)]
-    ledger.add_rollouts(rollouts, [prompt], 50, COST)
+    stretches = [Stretch(Rollout.start(prompt, i, seed=0), limit=50) for i in range(len(step))]
+    ledger.add_stretches(stretches, rollouts, COST)
     return ledger.commit(Processes())
 
 
