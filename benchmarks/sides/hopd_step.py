@@ -15,7 +15,6 @@ from benchmarks.turns import Turns
 from hopd.distiller import Distiller
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, Prompt, Rollout
-from hopd.training.statistics import StepStatistics
 
 LEARNING_RATE = 1e-12  # the optimiser works, the weights stay: all turns have the same work
 
@@ -51,7 +50,7 @@ def run(case: dict[str, Any], turns: Turns) -> None:
     sampling, prompts = run.parts.recipe.rollout.sampling, run.parts.order.at(0)
     horizon = run.parts.controller.decide(0).tokens
     for turn, _ in enumerate(turns):
-        statistics = StepStatistics()
+        statistics = run.parts.statistics()
         with run.parts.ledger.phase("rollout"):
             rollouts = run.parts.engine.sample(prompts, horizon, sampling, turn, run.parts.recipe.rollout.samples)
         run.parts.learner.accumulate(rollouts, turn, statistics)
@@ -68,7 +67,8 @@ def run(case: dict[str, Any], turns: Turns) -> None:
 
 def loss_of(case: dict[str, Any], rollouts: Iterable[tuple[list[int], list[int]]]) -> float:
     """Mean over tokens, of (prompt ids, response ids)."""
-    run, statistics = distiller(case), StepStatistics()
+    run = distiller(case)
+    statistics = run.parts.statistics()
     made = [
         Rollout(Prompt(i, torch.tensor(p)), 0, torch.tensor(r), torch.zeros(len(r)), FinishReason.HORIZON)
         for i, (p, r) in enumerate(rollouts)

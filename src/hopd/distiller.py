@@ -1,4 +1,4 @@
-"""Runs the loop: decide a horizon, sample, score, update, observe, account.
+"""Runs the loop: decide on a spend, sample, score, update, observe, account.
 
 It knows neither how its parts are made (`build`) nor how they do their work; this page names them in the order of a
 step. The first process decides and writes, all of them sample and train.
@@ -15,7 +15,6 @@ from hopd.horizon import Decision
 from hopd.recipe import Recipe
 from hopd.rollout import Rollout, fold
 from hopd.run.directory import RunDirectory
-from hopd.training.statistics import StepStatistics
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,21 @@ class Distiller:
     def _train_step(self) -> None:
         parts, learner = self.parts, self.parts.learner
         seed = fold(parts.recipe.seed, self.step)
-        statistics = StepStatistics()
+        statistics = parts.statistics()
         with parts.interruption.interruptible():
             decision = self._decide()
-            mini_batches = self._sample(decision, seed)
+            mini_batches = self._sample(decision)
             learner.fetch(mini_batches, seed)
+        norm = 0.0
         for rollouts in mini_batches:
             # Until the first update, a step that is given up leaves nothing behind.
             with parts.interruption.interruptible() if rollouts is mini_batches[0] else nullcontext():
+                if not parts.processes.total(len(rollouts)):
+                    continue  # all of them go on
                 learner.accumulate(rollouts, seed, statistics)
             norm = learner.apply(self.step)
             statistics.add_rollouts(rollouts)
+        parts.flight.complete()
         statistics = statistics.summed(parts.processes)
         parts.controller.observe(statistics.evidence(self.step, decision.tokens))
         self.step += 1
@@ -94,23 +97,22 @@ class Distiller:
         parts = self.parts
         mine = parts.controller.decide(self.step) if parts.processes.is_first else Decision(0, "")
         decision = parts.processes.broadcast(mine)
-        if not 1 <= decision.tokens <= parts.recipe.rollout.full_tokens:
-            raise HorizonError(
-                f"the horizon of step {self.step} is {decision.tokens} tokens ({decision.reason}); a controller must "
-                f"decide on 1 to rollout.full_tokens = {parts.recipe.rollout.full_tokens}"
-            )
+        decision.check(self.step, parts.recipe.rollout.full_tokens)
         return decision
 
-    def _sample(self, decision: Decision, seed: int) -> list[list[Rollout]]:
-        """Returns this process's share of the step's rollouts in mini-batches, one for each optimiser step."""
+    def _sample(self, decision: Decision) -> list[list[Rollout]]:
+        """Returns this process's rollouts that ended in the step, in mini-batches, one for each optimiser step."""
         parts, settings = self.parts, self.parts.recipe.rollout
-        shares = parts.order.shares(self.step, parts.recipe.training.mini_batch, parts.processes)
-        prompts = [prompt for share in shares for prompt in share]
+        mini_batch = parts.recipe.training.mini_batch
+        batches = parts.flight.deal(decision, self.step, mini_batch and mini_batch * settings.samples)
+        stretches = [slot.stretch(decision) for slots in batches for slot in slots]
         with parts.ledger.phase("rollout"):
-            rollouts = parts.engine.sample(prompts, decision.tokens, parts.sampling, seed, settings.samples)
-        parts.ledger.add_rollouts(rollouts, prompts, settings.full_tokens, parts.learner.student_cost)
-        remaining = iter(rollouts)
-        return [[next(remaining) for _ in range(len(share) * settings.samples)] for share in shares]
+            rollouts = parts.engine.extend(stretches, parts.sampling)
+        parts.ledger.add_stretches(stretches, rollouts, parts.learner.student_cost)
+        extended = iter(rollouts)
+        mini_batches = [parts.flight.land(slots, [next(extended) for _ in slots]) for slots in batches]
+        parts.ledger.add_ended([rollout for ended in mini_batches for rollout in ended], settings.full_tokens)
+        return mini_batches
 
     def _evaluate_if_due(self) -> None:
         parts, evaluator = self.parts, self.parts.evaluator
@@ -135,7 +137,10 @@ class Distiller:
         if resumed and state:
             self.step = resumed.step
             parts.controller.load_state_dict(state["controller"])
-            parts.learner.optimizer.load_state(resumed.optimizer())
+            parts.learner.optimizer.load_state(resumed.tensors("optimizer"))
+            rollout = parts.recipe.rollout  # checkpoints of 0.2 have no counters, and nothing in flight
+            counters = {"started": self.step * rollout.prompts * rollout.samples, "opened": 0}
+            parts.flight.load_state(state.get("flight", counters), resumed.tensors("flight"))
         lines = []
         with parts.processes.together():
             if parts.processes.is_first:

@@ -178,7 +178,7 @@ def test_a_start_above_the_full_length_is_an_error_that_names_both() -> None:
         ({"start": True, "increment": 1}, "horizon start must be a whole number, got True"),
     ],
 )
-def test_progressive_names_the_number_that_is_wrong(options: dict[str, int], sentence: str) -> None:
+def test_progressive_names_the_number_that_is_wrong(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecipeError) as error:
         Progressive(100, **options)
     assert str(error.value) == sentence

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -20,7 +21,7 @@ from tests.rollout.vllm.vllm_server import VLLM_PYTHON, needs_vllm
 
 MODELS = Path(hopd.__file__).parent / "quickstart"
 T = 24  # a solution of three additions has 92 tokens, so no completion stops before T
-GROWING = {"start": 4, "increment": 3}
+GROWING: dict[str, Any] = {"start": 4, "increment": 3}
 HORIZONS = [4, 7, 10, 13, 16, 19]
 
 

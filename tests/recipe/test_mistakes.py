@@ -123,6 +123,7 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
         ("window", {"kind": "frist", "tokens": 3}, r"did you mean 'first'"),
         ("window", {"kind": "first", "tokens": 0}, "whole number of at least 1, got 0"),
         ("objective", {"estimator": "top_k", "k": 0}, "k must be at least 1, got 0"),
+        ("objective", {"importance_cap": 0}, "objective: importance_cap must be positive, got 0"),
         ("objective", {"estimator": "top_k", "divergence": "jsd"}, "not to 'top_k'; write estimator: full"),
         (
             "objective",

@@ -56,6 +56,13 @@ def test_a_recipe_survives_a_round_trip_through_yaml(text: str) -> None:
     assert reread(recipe) == recipe
 
 
+@pytest.mark.parametrize("estimator", ["sampled", "top_k", "full"])
+def test_every_estimator_has_an_importance_cap(estimator: str) -> None:
+    recipe = Recipe.parse(minimal(objective={"estimator": estimator, "importance_cap": 2}))
+    assert reread(recipe) == recipe
+    assert yaml.safe_load(recipe.yaml())["objective"]["importance_cap"] == 2.0
+
+
 @pytest.mark.parametrize(
     "horizon",
     [
@@ -137,8 +144,10 @@ WRITTEN_BEFORE = {
     ("written", "objective"),
     [
         ({"estimator": "full", "divergence": "jsd"}, FullVocabulary("jsd")),
+        ({"estimator": "full", "importance_cap": 2.0}, FullVocabulary(importance_cap=2.0)),
         ({"estimator": "top_k", "k": 4}, TopK(4)),
-        ({"estimator": "sampled", "gamma": 1.0}, Sampled(1.0)),
+        ({"estimator": "top_k", "importance_cap": 2.0}, TopK(importance_cap=2.0)),
+        ({"estimator": "sampled", "gamma": 1.0, "importance_cap": 2.0}, Sampled(1.0, importance_cap=2.0)),
     ],
 )
 def test_a_recipe_that_an_older_run_wrote_is_read_as_the_same_recipe(

@@ -66,7 +66,7 @@ def learner(models, tmp_path, objective=None, window=None, tokens_per_batch=8192
 def gradient(models, tmp_path, rollouts, **options):
     made = learner(models, tmp_path, **options)
     made.optimizer.adamw.zero_grad()
-    statistics = StepStatistics()
+    statistics = StepStatistics(full_tokens=400)
     made.accumulate(rollouts, seed=0, statistics=statistics)
     flat = torch.cat([master.grad.flatten() for master in made.optimizer.masters.values()])
     return flat, statistics

@@ -99,7 +99,7 @@ def learner(models, tmp_path, sketch, objective=None, window=None, tokens_per_ba
 def sketched(models, tmp_path, rollouts, sketch=None, **options):
     """Returns what one step's sketches show."""
     making = learner(models, tmp_path, sketch or Sketch.of(models[0], FULL_TOKENS), **options)
-    statistics = StepStatistics()
+    statistics = StepStatistics(FULL_TOKENS)
     making.accumulate(rollouts, 0, statistics)
     models[0].model.zero_grad()
     found = statistics.evidence(0, FULL_TOKENS).gradients
@@ -191,7 +191,7 @@ class One:
         return self.position, self.position + 1
 
 
-@pytest.mark.parametrize(("position", "block"), [(0, 0), (3, 0), (4, 1), (22, 4), (23, 5), (46, 9)])
+@pytest.mark.parametrize(("position", "block"), [(0, 0), (4, 0), (5, 1), (23, 4), (24, 5), (46, 9)])
 def test_a_token_belongs_to_its_block_alone(models, tmp_path, rollouts, position, block):
     found = sketched(models, tmp_path, rollouts[:6], window=One(position), tokens_per_batch=120)
     others = torch.ones(BLOCKS, BLOCKS, dtype=torch.bool)
@@ -206,7 +206,7 @@ def test_a_rollout_that_was_cut_knows_nothing_of_later_blocks(models, tmp_path, 
     whole, stopped, cut = rollouts[:6], rollouts[6:9], rollouts[9:]
     assert [len(some) for some in (whole, stopped, cut)] == [6, 3, 3]
     found = sketched(models, tmp_path, rollouts)
-    assert [found.pairs[b][b] for b in range(BLOCKS)] == [12 * 11] * 6 + [9 * 8] * 4  # block 6 ends at token 32
+    assert [found.pairs[b][b] for b in range(BLOCKS)] == [12 * 11] * 6 + [9 * 8] * 4  # block 6 ends at token 33
     assert found.pairs[0][9] == 12 * 9 - 9
     of_whole = sketched(models, tmp_path, whole)
     # The three that stopped before are zeros: of 72 pairs, 30 are of rollouts that have tokens there.
@@ -321,7 +321,7 @@ def test_precision_and_recomputing_leave_what_is_measured(tmp_path, changes, rto
         making.optimizer = MasterOptimizer(student.model, settings, 1)
         if settings.gradient_checkpointing:
             student.checkpoint_activations()
-        statistics = StepStatistics()
+        statistics = StepStatistics(FULL_TOKENS)
         making.accumulate(sampled, 0, statistics)
         assert statistics.gradients is not None
         found.append(torch.tensor(statistics.gradients.gradients().products))

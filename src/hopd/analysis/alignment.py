@@ -27,11 +27,12 @@ from hopd.training.sketch import NUMBERS, Sketch
 RESAMPLES = 1000
 LEVEL = 0.95
 ALIGNED = 0.5
+REACH = 0.5  # tenths that fewer of the rollouts reach are not judged
 RULE = (
     f"The rule: a short horizon can do if the {100 * LEVEL:.0f} % interval of every later tenth's alignment lies above "
-    f"{ALIGNED:g}; it must fail if one lies below {ALIGNED:g}, and harms if one lies below 0. The rule sees this student "
-    "only, and not the drift of later tokens that training may bring: in a long addition all tenths look aligned, and "
-    "later lines drift under a short horizon all the same."
+    f"{ALIGNED:g}; it must fail if one lies below {ALIGNED:g}, and harms if one lies below 0. Tenths that fewer than "
+    "half of the rollouts reach are not judged. The rule sees this student only, and not the drift of later tokens that "
+    "training may bring: in a long addition all tenths look aligned, and later lines drift under a short horizon."
 )
 Values = Float[np.ndarray, " R"]
 Weights = Float[np.ndarray, "R n"]
@@ -82,7 +83,7 @@ class Alignment:
 
     def sentences(self) -> tuple[str, str, str]:
         """Says what a short horizon would do, how many rollouts a step can use, and by which rule."""
-        noise = [tenth.noise.value for tenth in self._reached()]
+        noise = [tenth.noise.value for tenth in self._judged()]
         return (
             self.verdict(),
             f"One rollout's noise over the signal is {_rounded(min(noise))} to {_rounded(max(noise))}, by tenth: with "
@@ -92,7 +93,7 @@ class Alignment:
 
     def verdict(self) -> str:
         """Says whether a short horizon can do, must fail or will harm, or that this is not clear."""
-        later = {f"{t.start} to {t.end}": t.alignment for t in self._reached()[1:]}
+        later = {f"{t.start} to {t.end}": t.alignment for t in self._judged()[1:]}
         against = [tokens for tokens, found in later.items() if found.high < 0]
         apart = [tokens for tokens, found in later.items() if found.high < ALIGNED]
         unclear = [tokens for tokens, found in later.items() if found.low <= ALIGNED <= found.high]
@@ -101,12 +102,12 @@ class Alignment:
         if apart:
             return f"A short horizon must fail: the first tenth does not teach tokens {', '.join(apart)}."
         if unclear or not later:
-            where = f" for tokens {', '.join(unclear)}" if unclear else ", as no rollout is longer than a tenth"
+            where = f" for tokens {', '.join(unclear)}" if unclear else ", as most rollouts end in the first tenth"
             return f"Whether a short horizon can do is not clear{where}: take more rollouts."
         return "A short horizon can do: what the first tenth teaches, all later tokens need."
 
-    def _reached(self) -> list[Tenth]:
-        return [tenth for tenth in self.tenths if tenth.rollouts]
+    def _judged(self) -> list[Tenth]:
+        return [tenth for tenth in self.tenths if tenth.rollouts >= REACH * self.rollouts]
 
     def save(self, out: Path) -> None:
         """Writes `out/alignment.json`."""
@@ -194,7 +195,7 @@ def _interval(values: Values) -> Interval:
 
 
 @contextmanager
-def _trained_alone(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+def _trained_alone(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[list[nn.Parameter]]:
     """Yields the layers' matrices, which alone have gradients until the block ends: all before keep no activations."""
     weights = [layer.get_parameter("weight") for layer in layers]
     others = [parameter for parameter in model.parameters() if parameter.requires_grad]

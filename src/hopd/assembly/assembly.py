@@ -36,6 +36,7 @@ from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
 from hopd.teacher import Teacher
+from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
@@ -82,8 +83,9 @@ def build(
     student = models.student
     rollout, training = recipe.rollout, recipe.training
     prompts = build_prompts(recipe.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
-    order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed)
+    order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed, rollout.samples)
     total_steps = order.steps(training)
+    flight = Flight(order, rollout.prompts * rollout.samples, rollout.full_tokens, recipe.seed, processes)
     controller = controller or recipe.controller()
 
     sketch = _sketch(recipe, controller, models)  # before the student is sharded
@@ -109,6 +111,7 @@ def build(
         processes=processes,
         temperature=rollout.temperature,
         tokens_per_batch=training.tokens_per_batch,
+        compares=getattr(controller, "compares", False),
         sketch=sketch,
     )
     learner.remote.restore(state.get("fingerprints", {}))
@@ -117,7 +120,9 @@ def build(
         "fingerprints": learner.remote.fingerprints,
         "controller": controller.state_dict,
         "ledger": ledger.state_dict,
+        "flight": flight.state_dict,
     }
+    tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
     alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
     progress = progress or Progress(quiet=not processes.is_first)
@@ -129,6 +134,7 @@ def build(
         notes=models.notes + attention,
         prompts=prompts,
         order=order,
+        flight=flight,
         total_steps=total_steps,
         controller=controller,
         engine=sampler,
@@ -138,7 +144,7 @@ def build(
         ledger=ledger,
         directory=directory,
         checkpointer=Checkpointer(
-            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, saved, processes
+            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, tensors, saved, processes
         ),
         recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),

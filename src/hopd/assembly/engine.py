@@ -25,4 +25,4 @@ def build_engine(recipe: Recipe, student: LanguageModel, processes: Processes) -
         tokens = tokens if student.context is None else min(tokens, student.context)
         vllm = ColocatedVllm(student, rollout.engine, rollout.rows, tokens, dtype, rollout.temperature)
         return WeightSync(vllm, student, processes, dtype)
-    return NativeEngine(student, rollout.rows)
+    return NativeEngine(student, rollout.rows, keeps=rollout.engine.keys == "kept")

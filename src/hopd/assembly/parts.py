@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hopd.evaluation import Evaluator
 from hopd.horizon import Controller
 from hopd.model import LanguageModel
+from hopd.objective import Full
 from hopd.processes import Processes
 from hopd.recipe import Recipe
 from hopd.rollout import Engine, Sampling
@@ -15,8 +16,10 @@ from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
 from hopd.run.recorder import Recorder
 from hopd.tasks import PromptSet
+from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.order import PromptOrder
+from hopd.training.statistics import StepStatistics
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Parts:
     notes: list[str]
     prompts: PromptSet
     order: PromptOrder
+    flight: Flight
     total_steps: int
     controller: Controller
     engine: Engine
@@ -44,3 +48,9 @@ class Parts:
     recorder: Recorder
     interruption: Interruption
     resumed: Checkpoint | None
+
+    def statistics(self) -> StepStatistics:
+        """Returns the statistics of a step before it has begun."""
+        objective = self.recipe.objective
+        exact = isinstance(objective, Full) and objective.divergence == "reverse_kl" and not objective.importance_cap
+        return StepStatistics(self.recipe.rollout.full_tokens, exact)

@@ -19,7 +19,6 @@ from hopd.rollout import Prompt, Rollout, fold
 from hopd.run.ledger import Account
 from hopd.teacher import LocalTeacher
 from hopd.teacher.remote_teachers import check_remote
-from hopd.training.statistics import StepStatistics
 
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -126,7 +125,7 @@ def _check_same_model_is_zero(parts: Parts, rollouts: list[Rollout]) -> str:
 
 
 def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
-    statistics, before = StepStatistics(), parts.learner.optimizer.snapshot()
+    statistics, before = parts.statistics(), parts.learner.optimizer.snapshot()
     parts.learner.accumulate(rollouts, seed=0, statistics=statistics)
     norm = parts.learner.apply(step=0)
     moved = parts.processes.highest(parts.learner.optimizer.roll_back(before))

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hopd.errors import HorizonError
+
 
 @dataclass(frozen=True)
 class Decision:
     """Spends one training step. `reason` explains it in a sentence.
 
     The step has `rollouts` rollouts (None: as many as the recipe says). Each gets at most `tokens` response tokens in
-    this step and ends there, except for `whole` of them (None: all), which run to their own end: in this step, or, if
-    the step `continues`, by at most `tokens` a step, so that they stay unfinished until a later one. The update learns
-    from the rollouts that ended.
+    this step and ends there, except for `whole` of them (None: all), which run until they stop by themselves or have
+    `end` tokens (None: the full length): in this step, or, if the step `continues`, by at most `tokens` a step, so that
+    they stay unfinished until a later one. The update learns from the rollouts that ended.
     """
 
     tokens: int
@@ -19,6 +21,25 @@ class Decision:
     rollouts: int | None = None
     whole: int | None = 0
     continues: bool = False
+    end: int | None = None
+
+    def check(self, step: int, full_tokens: int) -> None:
+        """Raises `HorizonError` for a spend that is impossible."""
+        if not 1 <= self.tokens <= full_tokens:
+            raise HorizonError(
+                f"the horizon of step {step} is {self.tokens} tokens ({self.reason}); a controller must decide on 1 to "
+                f"rollout.full_tokens = {full_tokens}"
+            )
+        if (self.rollouts is not None and self.rollouts < 1) or (self.whole is not None and self.whole < 0):
+            raise HorizonError(
+                f"step {step} has {self.rollouts} rollouts, {self.whole} of them whole ({self.reason}); a controller "
+                "must decide on at least one rollout, and on no fewer than 0 whole ones"
+            )
+        if self.end is not None and not 1 <= self.end <= full_tokens:
+            raise HorizonError(
+                f"whole rollouts of step {step} end at {self.end} tokens ({self.reason}); a controller must decide on "
+                f"1 to rollout.full_tokens = {full_tokens}"
+            )
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,7 @@ class Block:
 
     `rollouts` of them had tokens there, `tokens` in all that carry loss, and `stopped` ended there by themselves.
     `reverse_kl` is their mean KL(student ‖ teacher) in nats: exact where the loss is that, else its estimate −r_t.
+    `surplus` is by how much the teacher's entropy exceeds the student's, in nats a token, where both are known.
     """
 
     start: int
@@ -35,6 +57,7 @@ class Block:
     stopped: int
     tokens: int
     reverse_kl: float
+    surplus: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,14 @@ from hopd.recipe.servers import Servers
 
 
 class NativeDecoding(Section):
-    """Decodes with hopd's own engine, from the student's weights themselves."""
+    """Decodes with hopd's own engine, from the student's weights themselves.
+
+    `keys` says what becomes of a rollout's keys and values between two steps, where rollouts continue: they are `kept`,
+    in memory and in checkpoints, or computed again (`refreshed`), which costs a pass over what the rollout has.
+    """
 
     kind: Literal["native"] = "native"
+    keys: Literal["kept", "refreshed"] = "kept"
 
 
 class VllmDecoding(Section):

@@ -74,13 +74,16 @@ class Recipe(Section):
             raise RecipeError(
                 f"training.mini_batch must divide rollout.prompts = {self.rollout.prompts}, got {mini_batch}"
             )
+        if mini_batch is not None and getattr(self.horizon, "continues", False):
+            raise RecipeError(
+                "with horizon.continue as many rollouts are trained on as end in a step; write no training.mini_batch"
+            )
         return self
 
     def controller(self) -> horizons.Controller:
-        """Returns the horizon's controller; a plug-in is built anew at each call."""
-        if isinstance(self.horizon, Plugin):
-            return horizons.build(self.horizon.spec("controller"), full_tokens=self.rollout.full_tokens)
-        return self.horizon
+        """Returns the horizon's controller, built anew at each call: it may have a state."""
+        spec = self.horizon.spec("controller") if isinstance(self.horizon, Plugin) else horizons.describe(self.horizon)
+        return horizons.build(spec, self.rollout.full_tokens, self.rollout.per_step)
 
     def loss_window(self) -> horizons.Window:
         """Returns the loss window; a plug-in is built anew at each call."""

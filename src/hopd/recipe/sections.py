@@ -36,6 +36,11 @@ class RolloutSection(Section):
         """Returns the settings that tokens are sampled with."""
         return Sampling(self.temperature, self.top_p, self.top_k)
 
+    @property
+    def per_step(self) -> int:
+        """Returns the number of rollouts in a step, unless the horizon says another."""
+        return self.prompts * self.samples
+
     @model_validator(mode="after")
     def _untempered_log_probs(self) -> "RolloutSection":
         cut = self.top_p < 1 or self.top_k > 0

@@ -78,7 +78,7 @@ def pack(
 def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Batch:
     # The last token is only ever predicted, so the forward pass stops before it.
     ids = torch.zeros(len(rows), max(read for _, read, _, _ in rows) - 1, dtype=torch.long)
-    row_of, position, tokens, behaviour, weight = [], [], [], [], []
+    row_of, position, tokens, behaviour, weight, age = [], [], [], [], [], []
     for row, (_, read, rollout, (start, end)) in enumerate(rows):
         prompt = rollout.prompt.ids
         ids[row, : read - 1] = torch.cat([prompt, rollout.ids])[: read - 1]
@@ -88,7 +88,8 @@ def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Bat
         tokens.append(rollout.ids[looked_at])
         behaviour.append(rollout.log_probs[looked_at])
         weight.append(((looked_at >= start) & (looked_at < end)).float())
-    at = LossTokens(*(torch.cat(parts).to(device) for parts in (tokens, row_of, position, behaviour, weight)))
+        age.append(rollout.age_of_tokens[looked_at])
+    at = LossTokens(*(torch.cat(parts).to(device) for parts in (tokens, row_of, position, behaviour, weight, age)))
     before = torch.tensor([len(rollout.prompt.ids) for _, _, rollout, _ in rows], device=device)
     return Batch(
         rollouts=tuple(rollout for _, _, rollout, _ in rows),

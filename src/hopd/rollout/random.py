@@ -34,7 +34,7 @@ def uniform(
     sample: Int[Tensor, " R"],
     positions: Int[Tensor, " T"] | Int[Tensor, "R T"],
 ) -> Float[Tensor, "R T"]:
-    """Returns numbers in [0, 1) with 53 random bits, as float64. `seed` is one for all rows, or theirs, from `seeds`."""
+    """Returns numbers in [0, 1) with 53 random bits, as float64. `seed` is one for all, or from `seeds`, one a row."""
     folded = _signed(fold(seed)) if isinstance(seed, int) else seed
     key = _mix(_mix(prompt + folded) + sample)
     bits = _mix(_mix(key[:, None] + _signed(_GOLDEN) * positions))

@@ -102,8 +102,8 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Asks for more of a rollout: up to `limit` response tokens, those that it has included. With `keep`, its engine may
-    keep keys and values if it is then unfinished, because it will go on."""
+    """Asks for more of a rollout: up to `limit` response tokens, those that it has included. With `keep`, its engine
+    may keep keys and values if it is then unfinished, because it will go on."""
 
     rollout: Rollout
     limit: int

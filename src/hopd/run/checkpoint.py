@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hopd.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{6,})")
+MAY_LACK = ("flight",)  # what is saved only where there is something
 _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
 
@@ -40,10 +41,12 @@ class Checkpoint:
             state: dict[str, Any] = json.loads((self.path / "state.json").read_text())
         return state
 
-    def optimizer(self) -> dict[str, Tensor]:
-        """Reads the moments and master weights, by name. Raises `CheckpointError` as `state` does."""
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Reads the tensors that were saved under `name`, none if there were none. Raises `CheckpointError` as `state`
+        does."""
+        path = self.path / f"{name}.safetensors"
         with self._explained():
-            return load_file(self.path / "optimizer.safetensors")
+            return load_file(path) if name not in MAY_LACK or path.exists() else {}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -61,7 +64,7 @@ def save(
     model: PreTrainedModel,
     weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    optimizer: dict[str, Tensor],
+    tensors: dict[str, dict[str, Tensor]],
     state: dict[str, Any],
 ) -> Checkpoint:
     """Writes a checkpoint. Raises `CheckpointError` when that fails, on a full disk for example; earlier ones stay
@@ -73,9 +76,10 @@ def save(
         unfinished.mkdir(parents=True)
         model.save_pretrained(unfinished, state_dict=weights)
         tokenizer.save_pretrained(unfinished)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in optimizer.items()}, unfinished / "optimizer.safetensors"
-        )
+        for name, group in tensors.items():
+            if group or name not in MAY_LACK:
+                saved = {key: tensor.contiguous() for key, tensor in group.items()}
+                save_file(saved, unfinished / f"{name}.safetensors")
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         for path in [*unfinished.iterdir(), unfinished]:
             _flush(path)

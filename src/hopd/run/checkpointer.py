@@ -13,16 +13,17 @@ from hopd.run import checkpoint
 
 
 class Weights(Protocol):
-    """Gives a checkpoint its tensors: the optimizer, with its master weights. All processes take part; those that do
-    not `keep` them get none."""
+    """Gives a checkpoint the weights: the optimizer, which has the masters. All processes take part; those that do not
+    `keep` them get none."""
 
     def master_state(self, model: nn.Module, keep: bool) -> dict[str, Tensor]: ...
 
-    def state(self, keep: bool) -> dict[str, Tensor]: ...
-
 
 class Checkpointer:
-    """Saves weights, moments and `state`: JSON by name, from functions that return it as it is at that moment."""
+    """Saves weights, `tensors` and `state`, each by name, from functions that return them as they are at that moment.
+
+    `state` is JSON, of the first process. All processes take part in those of `tensors`, which get none where their
+    argument, whether they are kept, is false."""
 
     def __init__(
         self,
@@ -31,11 +32,13 @@ class Checkpointer:
         total_steps: int,
         student: LanguageModel,
         weights: Weights,
+        tensors: Mapping[str, Callable[[bool], dict[str, Tensor]]],
         state: Mapping[str, Callable[[], Any]],
         processes: Processes,
     ):
         self.directory, self.settings, self.total_steps = directory, settings, total_steps
-        self.student, self.weights, self.state, self.processes = student, weights, state, processes
+        self.student, self.weights, self.tensors, self.state = student, weights, tensors, state
+        self.processes = processes
 
     def is_due(self, step: int) -> bool:
         """Tells whether the run is saved after `step` complete steps: the last one always is."""
@@ -47,10 +50,11 @@ class Checkpointer:
         if self.processes.broadcast(any(found.step == step for found in checkpoint.find(self.directory))):
             return
         keep = self.processes.is_first
-        weights, moments = self.weights.master_state(self.student.model, keep), self.weights.state(keep)
+        weights = self.weights.master_state(self.student.model, keep)
+        tensors = {name: current(keep) for name, current in self.tensors.items()}
         with self.processes.together():
             if keep:
                 state = {"step": step, "score": score, **{name: current() for name, current in self.state.items()}}
                 model, tokenizer = self.student.model, self.student.tokenizer
-                checkpoint.save(self.directory, step, model, weights, tokenizer, moments, state)
+                checkpoint.save(self.directory, step, model, weights, tokenizer, tensors, state)
                 checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)

@@ -17,8 +17,8 @@ BLOCKS = 10  # tenths of the full length: a horizon of a tenth is the paper's
 
 
 def block_edges(full_tokens: int) -> Int[Tensor, " edges"]:
-    """Returns where the blocks begin and the last one ends: block b has the tokens `edges[b] <= t < edges[b + 1]`."""
-    return torch.arange(BLOCKS + 1) * full_tokens // BLOCKS
+    """Returns where the blocks begin and the last one ends: block ⌊t · K / full_tokens⌋ has token t."""
+    return -(-torch.arange(BLOCKS + 1) * full_tokens // BLOCKS)
 
 
 @dataclass

@@ -30,7 +30,8 @@ from hopd.training.statistics import StepStatistics
 @dataclass
 class Learner:
     """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one).
-    `sketch` sketches the gradients of rollouts for the controller (None: it does not ask for them)."""
+    With `compares` both models' certainty is measured for the controller; `sketch` sketches gradients for it (None: it
+    does not ask for them)."""
 
     student: LanguageModel
     teacher: Teacher
@@ -43,6 +44,7 @@ class Learner:
     processes: Processes
     temperature: float
     tokens_per_batch: int
+    compares: bool = False
     sketch: Sketch | None = None
     remote: RemoteTeachers = field(init=False)
 
@@ -120,7 +122,9 @@ class Learner:
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
-            return distillation_loss(self.objective, self.student.head, hidden, signal, batch.at, self.temperature)
+            return distillation_loss(
+                self.objective, self.student.head, hidden, signal, batch.at, self.temperature, compares=self.compares
+            )
 
     def _dummy_pass(self) -> None:
         """Runs a forward and backward pass with a zero gradient, because other processes have more micro-batches."""

@@ -8,23 +8,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopd.horizon import Evidence
+from hopd.horizon import Block, Evidence
 from hopd.objective.positions import LossTokens, TokenStatistics
 from hopd.processes import Processes
 from hopd.rollout.rollout import FinishReason, Rollout
-from hopd.training.block_sums import BlockSums
+from hopd.training.block_sums import BLOCKS, BlockSums, block_edges
 
-SUMS = ("rollouts", "generated", *FinishReason, "tokens", "loss", "reverse_kl", "mismatch")
+MEASURED = ("loss", "reverse_kl", "mismatch", "staleness", "age")  # summed over tokens
+SUMS = ("rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
+OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 
 
 @dataclass
 class StepStatistics:
     """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens;
+    `blocks` has the rows `OF_BLOCK` for each tenth of `full_tokens`. With `exact`, the loss is the reverse KL.
     `gradients` are the sums of rollouts' sketches, where the controller asks for them."""
 
+    full_tokens: int
+    exact: bool = False
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
+    blocks: Float[Tensor, "rows blocks"] = field(
+        default_factory=lambda: torch.zeros(len(OF_BLOCK), BLOCKS, dtype=torch.float64)
+    )
     gradients: BlockSums | None = None
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
@@ -32,30 +40,48 @@ class StepStatistics:
         self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
+        reached, stopped = (self.blocks[OF_BLOCK.index(name)] for name in ("rollouts", "stopped"))
+        for rollout in rollouts:
+            last = self._block(rollout.length - 1)
+            reached[: last + 1] += 1
+            stopped[last] += rollout.finish is FinishReason.STOP
 
     def add_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
         """Adds the tokens of one micro-batch; those of weight 0 do not count."""
         counted = at.weight > 0
-        log_ratio = statistics.log_ratio[counted].double()
+        log_ratio, position = statistics.log_ratio[counted].double(), at.position[counted].cpu()
+        age = torch.zeros_like(at.position)[counted] if at.age is None else at.age[counted]
+        apart = (statistics.log_prob - at.behaviour)[counted].abs().double()
         self._add(
             tokens=int(counted.sum()),
             loss=float((at.weight * statistics.loss).double().sum()),
             reverse_kl=-float(log_ratio.sum()),
             # Sampler and learner differ in a token's log-prob by rounding, or because the sampler's weights are older.
-            mismatch=float((statistics.log_prob - at.behaviour)[counted].abs().double().sum()),
+            mismatch=float(apart[age == 0].sum()),
+            fresh=int((age == 0).sum()),
+            staleness=float(apart[age > 0].sum()),
+            age=float(age.double().sum()),
         )
-        bins = (at.position[counted] + 1).log2().ceil().long().clamp(max=BINS - 1).cpu()
+        ones = torch.ones(len(position), dtype=torch.float64)
+        bins = (position + 1).log2().ceil().long().clamp(max=BINS - 1)
         self.positions[0].index_add_(0, bins, -log_ratio.cpu())
-        self.positions[1].index_add_(0, bins, torch.ones_like(log_ratio.cpu()))
+        self.positions[1].index_add_(0, bins, ones)
+        divergence = statistics.loss[counted].double() if self.exact else -log_ratio
+        blocks = position * BLOCKS // self.full_tokens
+        self.blocks[OF_BLOCK.index("reverse_kl")].index_add_(0, blocks, divergence.cpu())
+        self.blocks[OF_BLOCK.index("tokens")].index_add_(0, blocks, ones)
+        if statistics.surplus is not None:
+            self.blocks[OF_BLOCK.index("surplus")].index_add_(0, blocks, statistics.surplus[counted].double().cpu())
 
     def summed(self, processes: Processes) -> "StepStatistics":
         """Returns the sums over all processes, each of which saw a part of the step."""
         sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
-        total = processes.sum(torch.cat([sums, self.positions.flatten()])).cpu()
+        total = processes.sum(torch.cat([sums, self.positions.flatten(), self.blocks.flatten()])).cpu()
+        sums, positions, blocks = total.split([len(SUMS), self.positions.numel(), self.blocks.numel()])
+        named = dict(zip(SUMS, sums.tolist(), strict=True))
+        sketched = self.gradients.summed(processes) if self.gradients else None
         return StepStatistics(
-            dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True)),
-            total[len(SUMS) :].view(2, BINS),
-            self.gradients.summed(processes) if self.gradients else None,
+            self.full_tokens, self.exact, named, positions.view(2, BINS), blocks.view(-1, BLOCKS), sketched
         )
 
     def mean(self, name: str, per: str = "tokens") -> float:
@@ -67,12 +93,21 @@ class StepStatistics:
         return {
             "loss": self.mean("loss"),
             "reverse_kl": self.mean("reverse_kl"),
-            "mismatch": self.mean("mismatch"),
+            "mismatch": self.mean("mismatch", per="fresh"),
             "covered": self.mean("tokens", per="generated"),
             "mean_length": self.mean("generated", per="rollouts"),
             "stop_rate": self.mean(FinishReason.STOP, per="rollouts"),
             "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
-        } | ({"gradients": self.gradients.metrics()} if self.gradients else {})
+            "rollouts": self.sums["rollouts"],
+            **self._of_older_tokens(),
+            **({"gradients": self.gradients.metrics()} if self.gradients else {}),
+        }
+
+    def _of_older_tokens(self) -> dict[str, float]:
+        """Returns the mean age of the tokens, in steps, and how far the log-probs of those from earlier steps are from
+        those at which they were sampled, in nats a token. It is empty where all are of this step."""
+        older = self.sums["tokens"] - self.sums["fresh"]
+        return {"mean_age": self.mean("age"), "staleness": self.sums["staleness"] / older} if older else {}
 
     def evidence(self, step: int, horizon: int) -> Evidence:
         """Returns what the controller observes after the step."""
@@ -89,6 +124,19 @@ class StepStatistics:
             reverse_kl=tuple(means.tolist()),
             counts=tuple(int(count) for count in counts),
             gradients=self.gradients.gradients() if self.gradients else None,
+            blocks=self._blocks(),
+            mean_age=self.mean("age"),
+        )
+
+    def _block(self, position: int) -> int:
+        return position * BLOCKS // self.full_tokens
+
+    def _blocks(self) -> tuple[Block, ...]:
+        edges = block_edges(self.full_tokens).tolist()
+        columns = self.blocks.T.tolist()
+        return tuple(
+            Block(start, end, int(rollouts), int(stopped), int(tokens), kl / max(tokens, 1), surplus / max(tokens, 1))
+            for start, end, (kl, tokens, rollouts, stopped, surplus) in zip(edges, edges[1:], columns, strict=False)
         )
 
     def _add(self, **values: float) -> None:

@@ -1,0 +1,162 @@
+"""Keeps the rollouts in flight: those that a step left unfinished, because they continue in the next one.
+
+A step deals rollouts to the processes, has them extended, and learns from those that ended. Where nothing continues,
+every rollout ends in its step, and nothing is in flight between steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from hopd.errors import HorizonError
+from hopd.horizon import Decision
+from hopd.processes import Processes
+from hopd.rollout import FinishReason, Prompt, Rollout, Stretch, fold
+from hopd.training.order import PromptOrder, Start
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Holds a rollout that goes on until it stops by itself or has `end` response tokens."""
+
+    rollout: Rollout
+    end: int
+
+    def stretch(self, decision: Decision) -> Stretch:
+        """Returns what a step asks for: `decision.tokens` more if it continues, else all that is left."""
+        limit = min(self.end, self.rollout.length + decision.tokens) if decision.continues else self.end
+        return Stretch(self.rollout, limit, keep=limit < self.end)
+
+
+class Flight:
+    """Deals rollouts to the processes, and keeps those of this process that go on.
+
+    `per_step` is the number of rollouts of a step unless a decision has another, and `full_tokens` is T. Everything
+    that it remembers is in `state_dict`, which all processes share, and in `state`.
+    """
+
+    def __init__(self, order: PromptOrder, per_step: int, full_tokens: int, seed: int, processes: Processes):
+        self.order, self.per_step, self.full_tokens, self.seed = order, per_step, full_tokens, seed
+        self.processes = processes
+        self.slots: list[Slot] = []
+        self.started = 0  # rollouts of all processes
+        self.opened = 0  # slots of all processes in which rollouts have continued
+        self._slots: list[Slot] = []  # these three are the state after the step that is under way
+        self._started = self._opened = 0
+
+    def deal(self, decision: Decision, step: int, mini_batch: int | None = None) -> list[list[Slot]]:
+        """Returns this process's rollouts of a step, in mini-batches of `mini_batch` rollouts over all processes (by
+        default one). All processes call it together, with the same decision.
+
+        What is in flight goes on; new rollouts, first whole ones and then those that the horizon cuts, fill the number
+        up. The samples of a prompt go to one process, the one that has least.
+        """
+        self._slots, self._opened = [], self.opened
+        flying = self.processes.gather([len(self.slots)])
+        if mini_batch is not None and (decision.continues or any(flying)):
+            raise HorizonError(
+                f"rollouts continue in step {step} ({decision.reason}), so how many end in a step is not known; write "
+                "no training.mini_batch, or continue: false"
+            )
+        count = decision.rollouts or self.per_step
+        whole = count if decision.whole is None else min(decision.whole, count)
+        ends = self._ends(max(0, whole - sum(flying)), whole, decision)
+        ends += [decision.tokens] * max(0, count - max(whole, sum(flying)))
+        starts = self.order.starts(self.started, len(ends))
+        self._started = self.started + len(ends)
+        size, seed = mini_batch or max(1, len(starts)), fold(self.seed, step)
+        batches = [list(self.slots)]
+        for first in range(0, len(starts), size):
+            loads = list(flying) if mini_batch is None else [0] * self.processes.size
+            mine = self._share(list(zip(starts, ends, strict=True))[first : first + size], loads)
+            slots = [Slot(Rollout.start(prompt, sample, seed), end) for (prompt, sample), end in mine]
+            batches = [batches[0] + slots] if first == 0 else [*batches, slots]
+        return batches
+
+    def land(self, slots: Sequence[Slot], rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Returns the extended rollouts that ended; the others will go on, one step older."""
+        ended = []
+        for slot, rollout in zip(slots, rollouts, strict=True):
+            if rollout.finish is FinishReason.HORIZON and rollout.length < slot.end:
+                self._slots.append(Slot(rollout.aged(), slot.end))
+            else:
+                ended.append(rollout)
+        return ended
+
+    def complete(self) -> None:
+        """Makes the step's rollouts its state: one that is given up before leaves everything as it was."""
+        self.slots, self.started, self.opened = self._slots, self._started, self._opened
+
+    def _ends(self, new: int, whole: int, decision: Decision) -> list[int]:
+        """Returns where new whole rollouts end. The first occupants of new slots are cut after 1, 2, … strides, so that
+        from the first step on about as many rollouts end in each."""
+        end = decision.end or self.full_tokens
+        if not decision.continues:
+            return [end] * new
+        opening = max(0, whole - self.opened)
+        self._opened = max(self.opened, whole)
+        strides = -(-end // decision.tokens)
+        first = [min(end, decision.tokens * (1 + i * strides // opening)) for i in range(opening)]
+        return [*first, *[end] * (new - opening)][:new]
+
+    def _share(self, begun: Sequence[tuple[Start, int]], loads: list[int]) -> list[tuple[Start, int]]:
+        """Returns this process's part; `loads` are the rollouts that each process has, and are updated."""
+        mine: list[tuple[Start, int]] = []
+        for _, samples in groupby(begun, lambda one: one[0][0].id):
+            group, rank = list(samples), loads.index(min(loads))
+            loads[rank] += len(group)
+            mine += group if rank == self.processes.rank else []
+        return mine
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the counters as plain data."""
+        return {"started": self.started, "opened": self.opened}
+
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        """Returns the rollouts in flight of all processes, as named tensors in CPU memory; empty on a process that does
+        not `keep` them. All processes call it together."""
+        rank = self.processes.rank
+        own = [{name: tensor.cpu() for name, tensor in _tensors(slot, rank).items()} for slot in self.slots]
+        everywhere = self.processes.gather(own) if self.processes.total(len(own)) else []
+        return {f"{i}.{name}": t for i, of_slot in enumerate(everywhere) for name, t in of_slot.items()} if keep else {}
+
+    def load_state(self, counters: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` and `state` returned. Each rollout goes to the process that had it, or, of fewer
+        processes, to one of them."""
+        self.started, self.opened = counters["started"], counters["opened"]
+        saved: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            number, name = key.split(".")
+            saved.setdefault(int(number), {})[name] = tensor
+        prompts = {prompt.id: prompt for prompt in self.order.prompts}
+        slots = [_slot(saved[number], prompts, self.processes.device) for number in sorted(saved)]
+        self.slots = [slot for rank, slot in slots if rank % self.processes.size == self.processes.rank]
+
+
+def _tensors(slot: Slot, rank: int) -> dict[str, Tensor]:
+    rollout = slot.rollout
+    seed = rollout.seed if rollout.seed < 2**63 else rollout.seed - 2**64  # safetensors has no unsigned numbers
+    described = torch.tensor([rank, rollout.prompt.id, rollout.sample, seed, slot.end])
+    tensors = {"described": described, "ids": rollout.ids, "log_probs": rollout.log_probs}
+    tensors["ages"] = rollout.age_of_tokens
+    return tensors if rollout.cache is None else tensors | {"cache": rollout.cache}
+
+
+def _slot(tensors: Mapping[str, Tensor], prompts: Mapping[int, Prompt], device: torch.device) -> tuple[int, Slot]:
+    """Returns the rank of a process, and its slot."""
+    rank, prompt, sample, seed, end = tensors["described"].tolist()
+    cache = tensors.get("cache")
+    rollout = Rollout(
+        prompts[prompt],
+        sample,
+        tensors["ids"],
+        tensors["log_probs"],
+        FinishReason.HORIZON,
+        seed % 2**64,
+        tensors["ages"],
+        None if cache is None else cache.to(device),
+    )
+    return rank, Slot(rollout, end)
