@@ -18,7 +18,7 @@ from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.acceleration import TokenDecoder, decoding, decoding_note
-from hopd.rollout.native.cache import attends_everywhere, row_of
+from hopd.rollout.native.cache import has_rows, row_of
 from hopd.rollout.native.mask import DecodingMask
 from hopd.rollout.native.prefix import Prefix, prefixes, read
 from hopd.rollout.native.record import Record
@@ -150,7 +150,7 @@ class NativeEngine(Engine):
 
         record.close_segment(rows.live, length, stopped)
         self._keep(record, stretches, rows, cache, width, length, stopped)
-        return record.rollouts(stretches)
+        return record.rollouts(stretches, context)
 
     def _keep(
         self,
@@ -163,7 +163,7 @@ class NativeEngine(Engine):
         others: Bool[Tensor, " R"],
     ) -> None:
         """Keeps keys and values of the rollouts that will go on, except for `others`, which do not or still run."""
-        if not (self.keeps and any(stretch.keep for stretch in stretches) and attends_everywhere(self.model.config)):
+        if not (self.keeps and any(stretch.keep for stretch in stretches) and has_rows(cache)):
             return
         for row in (~others).nonzero()[:, 0].tolist():
             live, new = int(rows.live[row]), int(length[row])
