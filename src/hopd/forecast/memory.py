@@ -44,11 +44,12 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in parts.learner.optimizer.masters.values())
     frozen = sum(p.numel() for p in student.model.parameters() if not p.requires_grad)
+    average = 4 * trained if recipe.training.ema else 0
     if student.sharding.units:  # all of it sharded, and in fp32
-        static = (16 * trained + 4 * frozen) / parts.processes.size
+        static = (16 * trained + average + 4 * frozen) / parts.processes.size
     else:
         # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
-        static = trained * (16 + (2 if element == 2 else 0)) + frozen * element
+        static = trained * (16 + (2 if element == 2 else 0)) + average + frozen * element
     static += sum(p.numel() * element for teacher in parts.teachers.values() for p in teacher.model.parameters())
     if horizon is None:
         horizon = max(parts.controller.decide(step).tokens for step in (0, parts.total_steps - 1))

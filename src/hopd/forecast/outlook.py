@@ -26,7 +26,8 @@ def check_recipe(recipe: Recipe, controller: Controller | None = None, total_ste
             f"({100 * high / rollout.full_tokens:.0f} % of full rollouts)"
         )
     if recipe.evaluation:
-        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens"
+        averaged = ", with the averaged weights" if recipe.training.ema else ""
+        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"
     yield f"files: {recipe.directory}/"
 
 
