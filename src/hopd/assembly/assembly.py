@@ -25,7 +25,7 @@ from hopd.model.attention_choice import attention_of, can_choose_attention, choo
 from hopd.model.flops import PassCost
 from hopd.model.fsdp import shard
 from hopd.processes import Processes
-from hopd.recipe import AdaptersOff, Recipe
+from hopd.recipe import AdaptersOff, NativeDecoding, Recipe
 from hopd.rollout import Engine, NativeEngine, Stream, fold
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
@@ -129,7 +129,10 @@ def build(
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
-    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
+    keeps = (
+        isinstance(rollout.engine, NativeDecoding) and rollout.engine.keys == "kept" and controller.decide(0).continues
+    )
+    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,

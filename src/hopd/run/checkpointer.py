@@ -27,8 +27,8 @@ class Average(Protocol):
 
 
 class Checkpointer:
-    """Saves weights, their average, `tensors` and `state`, the last two by name, from functions that return them as they
-    are at that moment.
+    """Saves weights, their average, `tensors` and `state`, the last two by name, from functions that return them as
+    they are at that moment.
 
     `state` is JSON, of the first process. All processes take part in those of `tensors`, which get none where their
     argument, whether they are kept, is false."""

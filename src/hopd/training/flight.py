@@ -61,10 +61,9 @@ class Flight:
                 f"rollouts continue in step {step} ({decision.reason}), so how many end in a step is not known; write "
                 "no training.mini_batch, or continue: false"
             )
-        count = decision.rollouts or self.per_step
-        whole = count if decision.whole is None else min(decision.whole, count)
+        cut, whole = decision.parts(self.per_step)
         ends = self._ends(max(0, whole - sum(flying)), whole, decision)
-        ends += [decision.tokens] * max(0, count - max(whole, sum(flying)))
+        ends += [decision.tokens] * max(0, cut - max(0, sum(flying) - whole))
         starts = self.order.starts(self.started, len(ends))
         self._started = self.started + len(ends)
         size, seed = mini_batch or max(1, len(starts)), fold(self.seed, step)
