@@ -56,6 +56,13 @@ def test_a_recipe_survives_a_round_trip_through_yaml(text: str) -> None:
     assert reread(recipe) == recipe
 
 
+@pytest.mark.parametrize("estimator", ["sampled", "top_k", "full"])
+def test_every_estimator_has_an_importance_cap(estimator: str) -> None:
+    recipe = Recipe.parse(minimal(objective={"estimator": estimator, "importance_cap": 2}))
+    assert reread(recipe) == recipe
+    assert yaml.safe_load(recipe.yaml())["objective"]["importance_cap"] == 2.0
+
+
 @pytest.mark.parametrize(
     "horizon",
     [
@@ -137,8 +144,10 @@ WRITTEN_BEFORE = {
     ("written", "objective"),
     [
         ({"estimator": "full", "divergence": "jsd"}, FullVocabulary("jsd")),
+        ({"estimator": "full", "importance_cap": 2.0}, FullVocabulary(importance_cap=2.0)),
         ({"estimator": "top_k", "k": 4}, TopK(4)),
-        ({"estimator": "sampled", "gamma": 1.0}, Sampled(1.0)),
+        ({"estimator": "top_k", "importance_cap": 2.0}, TopK(importance_cap=2.0)),
+        ({"estimator": "sampled", "gamma": 1.0, "importance_cap": 2.0}, Sampled(1.0, importance_cap=2.0)),
     ],
 )
 def test_a_recipe_that_an_older_run_wrote_is_read_as_the_same_recipe(
@@ -161,6 +170,14 @@ def test_the_written_recipe_has_every_default() -> None:
     assert content["rollout"]["temperature"] == 1.0
     assert content["objective"]["divergence"] == "reverse_kl"
     assert content["checkpoint"] == {"every": 50, "keep_last": 2, "keep_best": False}
+
+
+def test_wsd_decays_in_the_last_fifth_unless_told_otherwise() -> None:
+    for changes, decay in (({}, 0.2), ({"training.decay": None}, 0.2), ({"training.decay": 1.0}, 1.0)):
+        recipe = Recipe.parse(minimal(**{"training.schedule": "wsd", **changes}))
+        assert recipe.training.decay == decay
+        assert reread(recipe) == recipe
+    assert TrainingSection(steps=2, learning_rate=1e-4).decay is None
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:

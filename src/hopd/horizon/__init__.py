@@ -8,12 +8,14 @@ alone:
     decision = controller.decide(step)        # Decision(tokens=512, reason="...")
 """
 
+from hopd.horizon.adaptive import Adaptive
 from hopd.horizon.build import build, build_window, describe, describe_window
 from hopd.horizon.controller import Block, Controller, Decision, Evidence, Gradients
 from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
 __all__ = [
+    "Adaptive",
     "Block",
     "Controller",
     "Decision",

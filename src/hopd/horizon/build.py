@@ -5,27 +5,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from hopd import plugin
+from hopd.horizon.adaptive import Adaptive
 from hopd.horizon.controller import Controller
 from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
-CONTROLLERS = {"full": Full, "truncated": Truncated, "progressive": Progressive, "staged": Staged}
+CONTROLLERS = {
+    "full": Full,
+    "truncated": Truncated,
+    "progressive": Progressive,
+    "staged": Staged,
+    "adaptive": Adaptive,
+}
+GIVEN = ("full_tokens", "per_step")  # what a controller may have as arguments, and a recipe says elsewhere
 PARAMETERS = {"continue": "continues"}  # options whose names in a recipe are reserved words of Python
 OPTIONS = {parameter: option for option, parameter in PARAMETERS.items()}
 WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segment": Segment}
 
 
-def build(spec: Mapping[str, Any], full_tokens: int) -> Controller:
+def build(spec: Mapping[str, Any], full_tokens: int, per_step: int | None = None) -> Controller:
     """Makes a controller: `{"controller": "truncated", "ratio": 0.1}` becomes `Truncated(full_tokens, ratio=0.1)`.
 
-    `{"controller": "my.module:Plateau", …}` makes a class of your own from its options. It receives `full_tokens`
-    (the longest rollout, in tokens) if its constructor has a parameter of that name. Raises `RecipeError` for an
-    unknown controller or option, and for values out of range.
+    `{"controller": "my.module:Plateau", …}` makes a class of your own from its options. It receives `full_tokens` (the
+    longest rollout, in tokens) and `per_step` (the recipe's rollouts in a step) if its constructor has parameters of
+    these names. Raises `RecipeError` for an unknown controller or option, and for values out of range.
     """
     needs = ("full_tokens", "decide", "observe", "state_dict", "load_state_dict")
     if not plugin.is_plugin(spec.get("controller")):
         spec = {PARAMETERS.get(option, option): value for option, value in spec.items()}
-    controller: Controller = plugin.build("horizon", "controller", CONTROLLERS, spec, needs, full_tokens=full_tokens)
+    given = {"full_tokens": full_tokens} | ({} if per_step is None else {"per_step": per_step})
+    controller: Controller = plugin.build("horizon", "controller", CONTROLLERS, spec, needs, **given)
     return controller
 
 
@@ -38,10 +47,10 @@ def build_window(spec: Mapping[str, Any]) -> Window:
     return window
 
 
-def describe(controller: Full | Truncated | Progressive | Staged) -> dict[str, Any]:
-    """Returns the mapping from which `build` makes the controller, with every option and without `full_tokens`."""
+def describe(controller: Full | Truncated | Progressive | Staged | Adaptive) -> dict[str, Any]:
+    """Returns the mapping from which `build` makes the controller, with every option and without what is `GIVEN`."""
     options = _described("controller", CONTROLLERS, controller)
-    return {OPTIONS.get(key, key): value for key, value in options if key != "full_tokens"}
+    return {OPTIONS.get(key, key): value for key, value in options if key not in GIVEN}
 
 
 def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str, Any]:
@@ -51,4 +60,4 @@ def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str
 
 def _described(tag: str, classes: Mapping[str, Any], made: Any) -> list[tuple[str, Any]]:
     name = next(name for name, kind in classes.items() if kind is type(made))
-    return [(tag, name), *((f.name, getattr(made, f.name)) for f in dataclasses.fields(made))]
+    return [(tag, name), *((f.name, getattr(made, f.name)) for f in dataclasses.fields(made) if f.init)]

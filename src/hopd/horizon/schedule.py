@@ -17,12 +17,13 @@ class _Schedule:
     """Has the options of every schedule: the number of `rollouts` of a step (None: the recipe's); how many of them, the
     `whole` ones, run to their own end although the horizon is shorter; and whether rollouts are `continues`: not cut at
     the horizon, but continued by that many tokens in each step until they end. Then all are whole, unless `whole` says
-    how many."""
+    how many. With `sketches` the gradients of a step's blocks are measured, and written to metrics.jsonl."""
 
     full_tokens: int
     rollouts: int | None = field(default=None, kw_only=True)
     whole: int | None = field(default=None, kw_only=True)
     continues: bool = field(default=False, kw_only=True)
+    sketches: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _at_least("full_tokens", self.full_tokens, 1)
@@ -31,8 +32,9 @@ class _Schedule:
                 _at_least(f"horizon {name}", value, 1)
         if self.rollouts is not None and self.whole is not None and self.whole > self.rollouts:
             raise RecipeError(f"horizon whole must be at most rollouts = {self.rollouts}, got {self.whole}")
-        if not isinstance(self.continues, bool):
-            raise RecipeError(f"horizon continue must be true or false, got {self.continues!r}")
+        for name, wanted in {"continue": self.continues, "sketches": self.sketches}.items():
+            if not isinstance(wanted, bool):
+                raise RecipeError(f"horizon {name} must be true or false, got {wanted!r}")
 
     def spend(self, tokens: int, reason: str) -> Decision:
         """Returns the decision for a horizon of `tokens`, with the schedule's rollouts."""

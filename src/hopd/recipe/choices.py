@@ -13,13 +13,15 @@ from hopd.plugin import Plugin
 from hopd.recipe.section import kind_named_by
 from hopd.recipe.sentences import as_pydantic
 
+BuiltIn = horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged | horizons.Adaptive
+
 
 def _read_horizon(value: Any, info: ValidationInfo) -> Any:
     rollout = info.data.get("rollout")
     if rollout is None:  # the rollout section is reported by itself, and without it the full length is unknown
         return value
-    if not isinstance(value, horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged):
-        return _read(value, "controller", lambda spec: horizons.build(spec, full_tokens=rollout.full_tokens))
+    if not isinstance(value, BuiltIn):
+        return _read(value, "controller", lambda spec: horizons.build(spec, rollout.full_tokens, rollout.per_step))
     if value.full_tokens != rollout.full_tokens:
         raise as_pydantic(
             RecipeError(
@@ -61,8 +63,8 @@ def _read_own(value: Any) -> objectives.Custom:
 
 _OPTIONS = {
     "sampled": ("gamma", "control_variate", "importance_cap"),
-    "top_k": ("k", "tail", "candidates"),
-    "full": ("divergence", "beta"),
+    "top_k": ("k", "tail", "candidates", "importance_cap"),
+    "full": ("divergence", "beta", "importance_cap"),
 }
 
 
@@ -88,7 +90,7 @@ def _write_own(value: objectives.Custom) -> dict[str, Any]:
 
 
 Horizon = Annotated[
-    horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged | Plugin,
+    BuiltIn | Plugin,
     PlainValidator(_read_horizon),
     PlainSerializer(_write_horizon),
 ]

@@ -83,7 +83,7 @@ class Recipe(Section):
     def controller(self) -> horizons.Controller:
         """Returns the horizon's controller, built anew at each call: it may have a state."""
         spec = self.horizon.spec("controller") if isinstance(self.horizon, Plugin) else horizons.describe(self.horizon)
-        return horizons.build(spec, full_tokens=self.rollout.full_tokens)
+        return horizons.build(spec, self.rollout.full_tokens, self.rollout.per_step)
 
     def loss_window(self) -> horizons.Window:
         """Returns the loss window; a plug-in is built anew at each call."""

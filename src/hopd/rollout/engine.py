@@ -71,12 +71,6 @@ class CopyEngine(Protocol):
     shared: bool
     stats: RequestStats
 
-    def sample(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
-    ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does, after `receive`."""
-        ...
-
     def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
         """Returns longer rollouts as `Engine.extend` does, after `receive`."""
         ...

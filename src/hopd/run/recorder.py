@@ -44,7 +44,7 @@ class Recorder:
             if self._trackers:
                 self._trackers.close()
 
-    def step(self, step: int, decision: Decision, measured: Mapping[str, float]) -> None:
+    def step(self, step: int, decision: Decision, measured: Mapping[str, Any]) -> None:
         """Commits the step's work to the ledger and writes what it showed. All processes call it together."""
         work = self.ledger.commit(self.processes)
         metrics = {
@@ -53,6 +53,7 @@ class Recorder:
             **measured,
             "generated_tokens": work.generated_tokens,
             "trained_tokens": work.trained_tokens,
+            "serial_tokens": work.serial_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
             "peak_memory": peak_memory(self.processes.device),
@@ -62,7 +63,7 @@ class Recorder:
             self.directory.append("metrics", metrics | ({"alarm": alarm} if alarm else {}))
             self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})
             self.progress.step(metrics, decision, alarm)
-        self._track(metrics, step)
+        self._track({name: value for name, value in metrics.items() if isinstance(value, int | float)}, step)
 
     def evaluation(self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
         """Writes an evaluation, each problem's score, and a few rollouts for people to read."""

@@ -74,7 +74,7 @@ class Flight:
         ended = []
         for slot, rollout in zip(slots, rollouts, strict=True):
             if rollout.finish is FinishReason.HORIZON and rollout.length < slot.end:
-                self._slots.append(Slot(rollout, slot.end))
+                self._slots.append(Slot(rollout.aged(), slot.end))
             else:
                 ended.append(rollout)
         return ended
@@ -85,11 +85,9 @@ class Flight:
 
     def _ends(self, decision: Decision, flying: int) -> tuple[list[int], int]:
         """Returns at how many tokens the new rollouts of a step end, whole ones first, and the slots opened then."""
-        count = decision.rollouts or self.per_step
-        whole = count if decision.whole is None else min(decision.whole, count)
-        end = decision.end or self.full_tokens
-        short = [decision.tokens] * (count - max(whole, flying))
-        new = max(0, whole - flying)
+        cut, whole = decision.parts(self.per_step)
+        end, new = decision.end or self.full_tokens, max(0, whole - flying)
+        short = [decision.tokens] * (cut - max(0, flying - whole))
         if not decision.continues:
             return [end] * new + short, 0
         # The first rollouts of slots that open together are cut after 1, 2, … strides, so that as many end in each step

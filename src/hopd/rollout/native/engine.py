@@ -23,7 +23,7 @@ from hopd.rollout.native.mask import DecodingMask
 from hopd.rollout.native.prefix import Prefix, prefixes, read
 from hopd.rollout.native.record import Record
 from hopd.rollout.random import seeds, uniform
-from hopd.rollout.rollout import Prompt, Rollout, Stretch
+from hopd.rollout.rollout import Prompt, Rollout, Stretch, starts
 from hopd.rollout.sampling import draw_tokens
 
 DRAWN_AHEAD = 64  # positions whose random numbers are drawn together
@@ -45,8 +45,7 @@ class NativeEngine(Engine):
     ) -> list[Rollout]:
         """Returns rollouts as `Engine.sample` does. Raises `TaskError` for a prompt that leaves no room in the
         context."""
-        starts = [Rollout.start(prompt, sample, seed) for prompt in prompts for sample in range(samples)]
-        return self.extend([Stretch(start, max_tokens) for start in starts], sampling)
+        return self.extend(starts(prompts, max_tokens, seed, samples), sampling)
 
     @torch.no_grad()
     def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
