@@ -96,11 +96,11 @@ def deviation(run: Path, other: Path) -> float:
 def check_same(run: Path, other: Path, weights: str = "model.safetensors") -> None:
     print(f"deviation: {deviation(run, other):.2g}")
     assert deviation(run, other) < LOSS_TOLERANCE
-    for key in ("step", "horizon", "generated_tokens", "trained_tokens"):
+    for key in ("step", "horizon", "generated_tokens", "trained_tokens", "serial_tokens"):
         assert [line[key] for line in lines(run)] == [line[key] for line in lines(other)]
     for line, same in zip(lines(run), lines(other), strict=True):
         assert same["gradient_norm"] == pytest.approx(line["gradient_norm"], rel=1e-2, abs=1e-5)
-    for key in ("step", "score", "tokens"):
+    for key in ("step", "score", "tokens", "serial_tokens"):
         assert [line.get(key) for line in lines(run, "evaluations")] == [
             line.get(key) for line in lines(other, "evaluations")
         ]

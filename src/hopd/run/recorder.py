@@ -53,6 +53,7 @@ class Recorder:
             **measured,
             "generated_tokens": work.generated_tokens,
             "trained_tokens": work.trained_tokens,
+            "serial_tokens": work.serial_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
             "peak_memory": peak_memory(self.processes.device),
