@@ -225,6 +225,13 @@ def compare(
         str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare with these runs, one for each seed.")
     ],
     other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare these runs, with the same seeds.")],
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MACHINE",
+            help="Also model the seconds of this machine: h200, h100, 8xh100, or a=…,b=… as hopd plan prints them.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
 ) -> None:
     """Compare finished runs by score at the full length, difference over seeds, and cost to the target."""
@@ -232,8 +239,9 @@ def compare(
     from dataclasses import asdict
 
     from hopd.analysis.comparison import compare as run
+    from hopd.forecast.machine import Machine
 
-    compared = run(_named_runs(baseline), _named_runs(other))
+    compared = run(_named_runs(baseline), _named_runs(other), Machine.parse(machine) if machine else None)
     for line in compared.lines():
         typer.echo(line)
     if out:
