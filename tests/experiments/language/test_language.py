@@ -43,6 +43,7 @@ def test_horizons(tmp_path):
     found = replace(experiment, plan=SHORT).run("TOPD 0.1", 0, tmp_path)
     assert len(found["curve"]) == 3
     assert found["curve"][-1]["generated_tokens"] == 2 * 32 * 36
+    assert found["curve"][-1]["serial_tokens"] == 2 * 36
 
 
 def test_a_segment_carries_the_loss_and_the_rollouts_are_full(tmp_path):
