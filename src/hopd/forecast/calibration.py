@@ -119,13 +119,6 @@ class Calibration:
         fitted = Machine.fitted(steps)
         return fitted, max(abs(fitted.seconds(serial, flops) / seconds - 1) for serial, flops, seconds in steps)
 
-    def machine(self) -> tuple[Machine, float]:
-        """Fits this machine to what was measured, and says by how much it misses the worst step, as a share of its
-        seconds. The optimiser's own seconds are left out: they depend on neither tokens nor FLOPs."""
-        steps = [(m.serial_tokens, m.flops, m.seconds - m.apply_seconds) for m in (*self.measured, *self.alone)]
-        fitted = Machine.fitted(steps)
-        return fitted, max(abs(fitted.seconds(serial, flops) / seconds - 1) for serial, flops, seconds in steps)
-
     def stage(self, first: int, last: int, decisions: Sequence[Decision]) -> Stage:
         """Returns the cost of the steps `first` to `last`, of which some `decisions` are known."""
         costs = [self._spent(decision) for decision in decisions]
