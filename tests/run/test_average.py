@@ -183,8 +183,8 @@ class Copy:
     def __init__(self):
         self.model, self.stats, self.received = load(STUDENT), RequestStats(), []
 
-    def sample(self, *args, **named):
-        return NativeEngine(self.model).sample(*args, **named)
+    def extend(self, stretches, sampling):
+        return NativeEngine(self.model).extend(stretches, sampling)
 
     def check(self, longest):
         return ()

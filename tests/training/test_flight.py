@@ -174,7 +174,9 @@ def test_every_rollout_that_starts_ends_once_and_what_steps_add_is_its_length(
     assert started == ended
     assert set(started.values()) == {1}
     for number, step in enumerate(steps):
-        assert all(len(set(map(key, rollouts))) == len(rollouts) for rollouts in (step.ended, [s.rollout for s in step.asked]))
+        assert all(
+            len(set(map(key, rollouts))) == len(rollouts) for rollouts in (step.ended, [s.rollout for s in step.asked])
+        )
         for rollout in step.ended:
             assert rollout.ids.tolist() == sorted(rollout.ids.tolist())
             assert (number - rollout.ids).tolist() == rollout.age_of_tokens.tolist()

@@ -82,6 +82,9 @@ def test_finish_reasons_of_continued_rollouts(server, synced, student, prompts):
                 assert rollout.finish is (FinishReason.CONTEXT if room < limit else FinishReason.HORIZON)
             found.add(rollout.finish)
     assert found == set(FinishReason)
+    # The first prompt leaves room for 6: a rollout that was to go on has ended there.
+    last = engine.extend([Stretch(rollout, 6, keep=True) for rollout in begun], Sampling())
+    assert [rollout.finish for rollout in last] == [FinishReason.CONTEXT] * 2 + [FinishReason.HORIZON] * 2
 
 
 @pytest.mark.parametrize(

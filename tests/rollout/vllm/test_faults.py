@@ -150,10 +150,13 @@ def recipe(server, tmp_path):
     return path
 
 
-def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_bits(command, recipe, server, tmp_path):
-    assert command("train", recipe, "--set=name=whole").code == 0
+@pytest.mark.parametrize("change", ["name=run", "horizon.continue=true"], ids=["cut", "continued"])
+def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_bits(
+    command, recipe, server, tmp_path, change
+):
+    assert command("train", recipe, "--set", change, "--set=name=whole").code == 0
     server.tell("faults", [""] * 9 + ["server_error!"])
-    ended = command("train", recipe, "--set=rollout.engine.deadline=0.3")
+    ended = command("train", recipe, "--set", change, "--set=rollout.engine.deadline=0.3")
     assert ended.code == 3, ended.err
     assert "have not been sampled" in ended.err
     run = tmp_path / "runs" / "run"
@@ -161,7 +164,7 @@ def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_b
     assert 0 < len(stopped) < 6
     assert sorted((run / "checkpoints").iterdir())[-1].name == f"step-{len(stopped):06d}"
     server.tell("faults", [])
-    assert command("train", recipe, "--resume").code == 0
+    assert command("train", recipe, "--set", change, "--resume").code == 0
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert equal(weights(run), weights(tmp_path / "runs" / "whole"))
 

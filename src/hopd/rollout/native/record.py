@@ -37,16 +37,12 @@ class Record:
         self._ids, self._log_probs = [], []
 
     def rollouts(self, stretches: Sequence[Stretch], context: int | None) -> list[Rollout]:
-        """Returns the rollouts of the wave's rows, as they are now. One that was to go on ends where it fills the
-        model's context."""
+        """Returns the rollouts of the wave's rows, as they are now."""
         made = []
         ended = zip(self._length.tolist(), self._stopped.tolist(), strict=True)
         for row, (stretch, (length, stopped)) in enumerate(zip(stretches, ended, strict=True)):
             ids, log_probs = (torch.cat(parts)[:length].clone() for parts in zip(*self._pieces[row], strict=True))
-            finish = FinishReason.STOP if stopped else FinishReason.HORIZON
-            no_room = stretch.keep and len(stretch.read) + length == context
-            if not stopped and (no_room or stretch.rollout.length + length < stretch.limit):
-                finish = FinishReason.CONTEXT
+            finish = FinishReason.STOP if stopped else stretch.cut(length, context)
             cache = self.caches.get(row) if finish is FinishReason.HORIZON else None
             made.append(stretch.rollout.extended(ids, log_probs.float(), finish, cache))
         return made

@@ -17,10 +17,12 @@ from hopd.rollout.rollout import FinishReason, Rollout, Stretch
 
 @dataclass(frozen=True)
 class Request:
-    """Asks for the tokens of one stretch. `max_tokens` is what its limit and the context leave."""
+    """Asks for the tokens of one stretch. `max_tokens` is what its limit and the context leave, and `cut` is the finish
+    reason of a rollout that has all of them and did not stop."""
 
     stretch: Stretch
     max_tokens: int
+    cut: FinishReason
     stop_ids: frozenset[int]
     vocabulary: int
 
@@ -65,12 +67,10 @@ class Request:
             raise Fault(FaultKind.NOT_FINITE, "it gave a log-prob that is not finite")
         if max(log_probs) > 1e-3:
             raise Fault(FaultKind.MALFORMED, f"it gave {max(log_probs)} as a log-prob")
-        so_far = self.stretch.rollout
-        cut = FinishReason.HORIZON if so_far.length + len(ids) == self.stretch.limit else FinishReason.CONTEXT
-        return so_far.extended(
+        return self.stretch.rollout.extended(
             torch.tensor(ids, dtype=torch.long),
             torch.tensor(log_probs, dtype=torch.float32),
-            FinishReason.STOP if stopped else cut,
+            FinishReason.STOP if stopped else self.cut,
         )
 
     @property
@@ -96,7 +96,8 @@ def requests(model: LanguageModel, stretches: Sequence[Stretch]) -> list[Request
                 f"{rollout} cannot be continued to {stretch.limit} tokens: it has {rollout.length}, with finish reason "
                 f"{rollout.finish}; only rollouts that were cut below the limit and the context can be continued"
             )
-        made.append(Request(stretch, room, model.stop_ids, model.head.vocabulary))
+        cut = stretch.cut(room, model.context)
+        made.append(Request(stretch, room, cut, model.stop_ids, model.head.vocabulary))
     return made
 
 
