@@ -18,7 +18,7 @@ from experiments.spending.job import Job
 from experiments.spending.pool import run
 from experiments.spending.spend import Spend, grid, schemes
 
-RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+RATES = (1e-4, 2e-4, 5e-5, 4e-4)
 SEEDS = (0, 1, 2)
 
 
