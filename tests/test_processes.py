@@ -206,6 +206,14 @@ def test_a_sharded_run_resumes_as_a_whole_one_and_back(train, one, before, after
     check_same(one, train(after, FSDP if after == 2 else "training.sharding=none", output=tmp_path))
 
 
+def test_a_sharded_average_is_that_of_one_process_and_resumes(train, tmp_path):
+    ema, average = "training.ema=0.5", "average/model.safetensors"
+    whole = train(1, ema)
+    check_same(whole, train(2, FSDP, ema, output=tmp_path), average)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:06d}")
+    check_same(whole, train(2, FSDP, ema, output=tmp_path), average)
+
+
 def test_a_checkpoint_of_a_sharded_model_is_one_directory_of_hugging_face(one, sharded):
     place = sharded / "checkpoints" / f"step-{STEPS:06d}"
     other = one / "checkpoints" / place.name

@@ -44,8 +44,8 @@ def comparing(results: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[
     rates = {key: rate for key, rate in chosen(results).items() if key[0] in {case.name for case in cases}}
     return [
         Job(case, spend, rate, seed, end_game, tested=True)
-        for seed in SEEDS
         for end_game in (False, True)
+        for seed in SEEDS
         for (case, spend), rate in rates.items()
     ]
 

@@ -40,7 +40,7 @@ class Job:
         case = CASES[self.case]
         spend = all_spends(case)[self.spend]
         training = {"learning_rate": self.rate} | (END_GAME if self.end_game else {})
-        name = "".join(letter if letter.isalnum() else "-" for letter in self.key)
+        name = "run-" + "".join(letter for letter in self.key if letter.isalnum())
         recipe = case.recipe(name, root, spend.horizon, spend.steps(case), self.seed, training)
         shutil.rmtree(recipe.directory, ignore_errors=True)
         began = time.perf_counter()

@@ -35,6 +35,9 @@ def run(jobs: Sequence[Job], root: Path, out: Path, workers: int, gpu_workers: i
         for future in done:
             pool, job = running.pop(future)
             result = future.result() | {"on": "gpu" if pool >= workers else "cpu"}
+            if "error" in result and pool >= workers:  # a processor can do what a GPU could not
+                queue.append(job)
+                continue
             with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             shown = result.get("error") or f"{100 * result['curve'][-1]['accuracy']:.1f} %, {result['seconds']:.0f} s"

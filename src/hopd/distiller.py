@@ -83,6 +83,8 @@ class Distiller:
                     continue  # all of them go on
                 learner.accumulate(rollouts, seed, statistics)
             norm = learner.apply(self.step)
+            with parts.ledger.phase("update"):
+                parts.average.update()
             statistics.add_rollouts(rollouts)
         parts.flight.complete()
         statistics = statistics.summed(parts.processes)
@@ -119,7 +121,7 @@ class Distiller:
         flops = parts.ledger.run.training_flops
         if evaluator is None or not evaluator.is_due(self.step, parts.total_steps, flops, self.evaluation):
             return
-        with parts.interruption.interruptible(), parts.ledger.phase("evaluation"):
+        with parts.ledger.phase("evaluation"), parts.average.as_student(), parts.interruption.interruptible():
             found = evaluator.run()
         parts.ledger.add(evaluated_tokens=found.measure.tokens)
         parts.ledger.commit(parts.processes)

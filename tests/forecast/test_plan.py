@@ -99,7 +99,7 @@ def test_one_rollout_alone_tells_what_a_token_and_what_a_flop_takes(tiny):
     assert error == pytest.approx(0, abs=1e-6)
     calibration.alone = [replace(alone, apply_seconds=0, seconds=2 * machine.seconds(alone.serial_tokens, alone.flops))]
     _, error = calibration.machine()
-    assert 0 < error < 1
+    assert 0.05 < error < 1
 
 
 def test_the_command_writes_nothing(command, tiny, tmp_path):

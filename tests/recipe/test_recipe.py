@@ -172,6 +172,14 @@ def test_the_written_recipe_has_every_default() -> None:
     assert content["checkpoint"] == {"every": 50, "keep_last": 2, "keep_best": False}
 
 
+def test_wsd_decays_in_the_last_fifth_unless_told_otherwise() -> None:
+    for changes, decay in (({}, 0.2), ({"training.decay": None}, 0.2), ({"training.decay": 1.0}, 1.0)):
+        recipe = Recipe.parse(minimal(**{"training.schedule": "wsd", **changes}))
+        assert recipe.training.decay == decay
+        assert reread(recipe) == recipe
+    assert TrainingSection(steps=2, learning_rate=1e-4).decay is None
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
     assert yaml.safe_load("1e-6") == "1e-6"
     assert Recipe.parse(minimal(**{"training.learning_rate": "1e-6"})).training.learning_rate == 1e-6

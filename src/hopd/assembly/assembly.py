@@ -12,7 +12,7 @@ from torch import nn
 
 from hopd.assembly.engine import build_engine
 from hopd.assembly.evaluator import build_evaluator
-from hopd.assembly.models import Models, load_models
+from hopd.assembly.models import Models, load_models, load_saved
 from hopd.assembly.parts import Parts
 from hopd.assembly.prompts import build_prompts
 from hopd.assembly.teacher import build_teacher
@@ -25,7 +25,7 @@ from hopd.model.attention_choice import attention_of, can_choose_attention, choo
 from hopd.model.flops import PassCost
 from hopd.model.fsdp import shard
 from hopd.processes import Processes
-from hopd.recipe import AdaptersOff, Recipe
+from hopd.recipe import AdaptersOff, NativeDecoding, Recipe
 from hopd.rollout import Engine, NativeEngine, Stream, fold
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
@@ -36,6 +36,7 @@ from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
 from hopd.teacher import Teacher
+from hopd.training.averaging import WeightAverage
 from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
@@ -95,6 +96,9 @@ def build(
     evaluator = build_evaluator(recipe, student, models.teachers.get(None), processes, None if own_rows else sampler)
     ledger = Ledger(directory.path / "ledger.json", processes.is_first, clock)
     optimizer = MasterOptimizer(student.model, training, total_steps)
+    average = WeightAverage(student, optimizer, training.ema)
+    if resumed and training.ema:
+        average.load(dict(load_saved(recipe, resumed.average).model.named_parameters()), state["averaged_updates"])
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + rollout.full_tokens
     attention = _use_attention(recipe, models, longest, state.get("attention"), processes)
     if training.gradient_checkpointing:
@@ -120,11 +124,15 @@ def build(
         "fingerprints": learner.remote.fingerprints,
         "controller": controller.state_dict,
         "ledger": ledger.state_dict,
+        "averaged_updates": lambda: average.updates,
         "flight": flight.state_dict,
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
-    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
+    keeps = (
+        isinstance(rollout.engine, NativeDecoding) and rollout.engine.keys == "kept" and controller.decide(0).continues
+    )
+    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,
@@ -140,11 +148,20 @@ def build(
         engine=sampler,
         sampling=rollout.sampling,
         learner=learner,
+        average=average,
         evaluator=evaluator,
         ledger=ledger,
         directory=directory,
         checkpointer=Checkpointer(
-            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, tensors, saved, processes
+            directory.checkpoints,
+            recipe.checkpoint,
+            total_steps,
+            student,
+            optimizer,
+            average,
+            tensors,
+            saved,
+            processes,
         ),
         recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),

@@ -16,6 +16,7 @@ from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
 from hopd.run.recorder import Recorder
 from hopd.tasks import PromptSet
+from hopd.training.averaging import WeightAverage
 from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.order import PromptOrder
@@ -41,6 +42,7 @@ class Parts:
     engine: Engine
     sampling: Sampling
     learner: Learner
+    average: WeightAverage
     evaluator: Evaluator | None
     ledger: Ledger
     directory: RunDirectory

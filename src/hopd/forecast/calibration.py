@@ -15,6 +15,7 @@ from hopd.assembly import Parts
 from hopd.forecast.machine import Machine
 from hopd.forecast.memory import estimate_memory, rollout_bytes
 from hopd.forecast.outlook import stages
+from hopd.horizon import Decision
 from hopd.rollout import FinishReason, Prompt, Rollout
 from hopd.run.ledger import PHASES, Account, peak_memory
 
@@ -31,6 +32,17 @@ class Cost:
     serial_tokens: int
     flops: dict[str, float]
     seconds: dict[str, float]
+
+    def times(self, share: float) -> "Cost":
+        """Returns the cost of so many times as many rollouts, none of them longer; nothing of none."""
+        flops, seconds = ({phase: share * x for phase, x in of.items()} for of in (self.flops, self.seconds))
+        return Cost(share * self.tokens, self.serial_tokens if share else 0, flops, seconds)
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Returns the cost of both at once."""
+        flops = {phase: x + other.flops[phase] for phase, x in self.flops.items()}
+        seconds = {phase: x + other.seconds[phase] for phase, x in self.seconds.items()}
+        return Cost(self.tokens + other.tokens, max(self.serial_tokens, other.serial_tokens), flops, seconds)
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,12 @@ class Calibration:
         fitted = Machine.fitted(steps)
         return fitted, max(abs(fitted.seconds(serial, flops) / seconds - 1) for serial, flops, seconds in steps)
 
-    def stage(self, first: int, last: int, horizons: Sequence[int]) -> Stage:
-        costs = [self.cost(horizon) for horizon in horizons]
+    def stage(self, first: int, last: int, decisions: Sequence[Decision]) -> Stage:
+        """Returns the cost of the steps `first` to `last`, of which some `decisions` are known."""
+        costs = [self._spent(decision) for decision in decisions]
+        horizons = [decision.tokens for decision in decisions]
+        longest = max(decision.longest(self.rollout.full_tokens) for decision in decisions)
+        rollouts = max(sum(decision.parts(self.rollout.per_step)) for decision in decisions)
         steps = last - first + 1
 
         def whole(values: Iterator[float]) -> float:
@@ -123,8 +139,25 @@ class Calibration:
             whole(cost.serial_tokens for cost in costs),
             whole(sum(cost.flops.values()) for cost in costs),
             whole(sum(cost.seconds.values()) for cost in costs),
-            self._memory(max(horizons)),
+            self._memory(longest, rollouts),
         )
+
+    def _spent(self, decision: Decision) -> Cost:
+        """Returns the cost of a step: that of its rollouts cut at the horizon, and of those that are whole.
+
+        Costs are in proportion to the number of rollouts. Of rollouts that continue as many tokens are trained on as
+        are generated, so they cost what as large a part of a step of whole ones does.
+        """
+        cut, whole = decision.parts(self.rollout.per_step)
+        cost = self.cost(decision.tokens).times(cut / self.rollout.per_step)
+        if whole:
+            full = self.cost(decision.longest(self.rollout.full_tokens))
+            share = whole / self.rollout.per_step
+            if decision.continues:
+                share *= min(1.0, decision.tokens / full.serial_tokens)
+                full = replace(full, serial_tokens=min(decision.tokens, full.serial_tokens))
+            cost = cost.plus(full.times(share))
+        return cost
 
     def memory_of_evaluation(self) -> float:
         """Returns the bytes that an evaluation takes, always to the full length."""
@@ -212,12 +245,12 @@ class Calibration:
                 flops[phase] = flops.get(phase, 0.0) + more
         return flops
 
-    def _memory(self, horizon: int) -> float:
+    def _memory(self, horizon: int, rollouts: int) -> float:
         """Adds to what was measured at the longest horizon up to this one what the estimate puts between them."""
         nearest = max((m for m in self.measured if m.horizon <= horizon), key=lambda m: m.horizon, default=None)
         nearest = nearest or self.measured[0]
         then = estimate_memory(self.parts, nearest.horizon, self._rollouts).peak
-        now = estimate_memory(self.parts, horizon, self.rollout.prompts * self.rollout.samples).peak
+        now = estimate_memory(self.parts, horizon, rollouts).peak
         return nearest.memory + max(0.0, now - then)
 
 

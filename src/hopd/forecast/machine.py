@@ -18,9 +18,9 @@ from hopd.errors import RecipeError, nearest
 class Machine:
     """Takes `a` seconds for a serial token, one more token of the longest rollout, and `b` seconds for a training FLOP.
 
-    `b` is for FLOPs and not for tokens, since a token of a larger model costs more and the ledger knows by how much;
-    `a` is for all FLOPs of the model alike: it is the latency of a decoding step of one model on one machine. Raises
-    `RecipeError` if a number is negative, or neither is positive.
+    `b` is for FLOPs and not for tokens, since a token of a larger model costs more and the ledger counts by how much.
+    `a` has no such measure: it is the latency of a decoding step of one model on one machine. Raises `RecipeError` if a
+    number is negative, or neither is positive.
     """
 
     a: float
@@ -75,15 +75,15 @@ class Machine:
 
 
 # From benchmarks/results/gpu.md: R1-Distill-Qwen-1.5B's shape in bf16 on one H200. `a`: a token of 32 concurrent
-# sequences by one CUDA graph takes 3.6 ms after 128 tokens of context (5.4 ms after 8,192). `b`: teacher, forward,
-# head and backward of 16k tokens reach 375 to 417 TFLOP/s of the FLOPs that the ledger counts. An H100 is the same chip
-# with 0.7 times the memory bandwidth (3.35 against 4.8 TB/s), so 3.1 GB of weights take 0.3 ms more to read; nothing of
-# hopd was measured on one. Eight are taken to share a step's rollouts and FLOPs evenly: each decodes as one does alone,
-# and the exchange of gradients, once a step, is left out.
+# sequences takes 4.1 ms after 128 tokens of context, the least (5.8 ms after 4,096, 7.8 after 8,192). `b`: teacher,
+# forward, head and backward of 16k tokens reach 379 to 417 TFLOP/s of the FLOPs that the ledger counts. An H100 is the
+# same chip with 0.7 times the memory bandwidth (3.35 against 4.8 TB/s), so 3.1 GB of weights take 0.3 ms more to read;
+# nothing of hopd was measured on one. Eight are taken to share a step's rollouts and FLOPs evenly: each decodes as one
+# does alone, and the exchange of gradients, once a step, is left out.
 MACHINES = {
-    "h200": Machine(0.0036, 2.5e-15),
-    "h100": Machine(0.004, 2.5e-15),
-    "8xh100": Machine(0.004, 2.5e-15 / 8),
+    "h200": Machine(0.0041, 2.5e-15),
+    "h100": Machine(0.0044, 2.5e-15),
+    "8xh100": Machine(0.0044, 2.5e-15 / 8),
 }
 """Machines by name. Their `a` stands for a decoding step of a model of 1.5B parameters, whatever model a run has: for a
 tiny one, the seconds are those of a schedule, not of its models."""

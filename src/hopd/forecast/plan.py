@@ -17,6 +17,7 @@ from hopd.assembly import build
 from hopd.forecast.calibration import Calibration, Stage
 from hopd.forecast.machine import Machine
 from hopd.forecast.outlook import stages
+from hopd.horizon import Decision
 from hopd.recipe import Recipe
 from hopd.run.progress import duration
 
@@ -103,12 +104,12 @@ def make_plan(recipe: Recipe, budget_seconds: float = BUDGET_SECONDS) -> Plan:
         calibration.measure(budget_seconds)
         full = recipe.rollout.full_tokens
         planned = [
-            calibration.stage(first, last, [parts.controller.decide(step).tokens for step in _spread(first, last)])
+            calibration.stage(first, last, [parts.controller.decide(step) for step in _spread(first, last)])
             for first, last, _, _ in stages(parts.controller, parts.total_steps)
         ]
         return Plan(
             planned,
-            calibration.stage(0, parts.total_steps - 1, [full]),
+            calibration.stage(0, parts.total_steps - 1, [Decision(full, "full rollouts")]),
             max(*(stage.memory for stage in planned), calibration.memory_of_evaluation()),
             [measured.horizon for measured in calibration.measured],
             time.perf_counter() - started,

@@ -23,6 +23,26 @@ class Decision:
     continues: bool = False
     end: int | None = None
 
+    @property
+    def only_cuts(self) -> bool:
+        """Tells whether it only says where all rollouts of a step are cut, which any trainer can do."""
+        return self.rollouts is None and self.whole == 0
+
+    def parts(self, per_step: int) -> tuple[int, int]:
+        """Returns how many rollouts are cut at the horizon and how many are whole, of `per_step` in the recipe."""
+        count = self.rollouts or per_step
+        whole = count if self.whole is None else min(self.whole, count)
+        return count - whole, whole
+
+    def longest(self, full_tokens: int) -> int:
+        """Returns the most tokens of a rollout that is trained on."""
+        return self.tokens if self.whole == 0 else self.end or full_tokens
+
+    def at_most(self, per_step: int, full_tokens: int) -> int:
+        """Returns the most tokens that a step generates."""
+        cut, whole = self.parts(per_step)
+        return cut * self.tokens + whole * (self.tokens if self.continues else self.longest(full_tokens))
+
     def check(self, step: int, full_tokens: int) -> None:
         """Raises `HorizonError` for a spend that is impossible."""
         if not 1 <= self.tokens <= full_tokens:
