@@ -138,3 +138,28 @@ def test_prefix_continuation(tmp_path, after, growth, expected):
         "after": [{"accuracy": after, **common}] * 3,
     }
     assert verdicts("prefix-continuation", results, tmp_path) == expected
+
+
+def look(alignment, noise, sketched_alignment, sketched_noise):
+    whole, sketch = (
+        [{"alignment": 1.0, "noise": noise[0]}, *({"alignment": alignment, "noise": noise[1]} for _ in range(9))]
+        for alignment, noise in ((alignment, noise), (sketched_alignment, sketched_noise))
+    )
+    return {"whole": whole, "sketch": sketch, "verdict": "A short horizon can do."}
+
+
+NEAR, FAR = look(0.5, (1, 2), 0.6, (0.8, 1.5)), look(0.5, (1, 2), 0.9, (1, 9))
+UNKNOWN = look(float("inf"), (1, float("inf")), -3.0, (0.4, 0.1))  # no signal late, and noise too low at first
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        ([NEAR] * 3, ["holds", "holds"]),
+        ([NEAR] * 2 + [UNKNOWN], ["holds", "holds in part"]),
+        ([NEAR] * 9 + [FAR], ["holds in part", "holds in part"]),
+        ([NEAR, FAR], ["does not hold", "does not hold"]),
+    ],
+)
+def test_block_gradients(tmp_path, looks, expected):
+    assert verdicts("block-gradients", {"two-phase": looks}, tmp_path) == expected

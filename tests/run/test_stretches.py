@@ -66,7 +66,9 @@ def test_with_refreshed_keys_they_cost_more_by_the_prefixes_that_are_read_again(
     assert read.generated_tokens == kept.generated_tokens
 
 
-@given(st.lists(st.tuples(prompt_lengths, st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(prompt_lengths, st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4)
+)
 def test_a_prompt_is_counted_once_for_the_samples_that_begin_in_a_step(prompts: list[tuple[int, list[int]]]) -> None:
     step = [
         gained(start(length, number, sample), tokens, True)

@@ -255,9 +255,10 @@ def test_of_adapters_the_trained_matrices_are_chosen():
     ]
 
 
-def test_adapters_of_keys_queries_and_values_alone_cannot_be_sketched():
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "k_proj", "v_proj"]])
+def test_adapters_before_the_attention_alone_cannot_be_sketched(targets):
     with pytest.raises(ModelError, match="no trained matrix behind which positions no longer mix"):
-        separate_layers(adapted(["q_proj", "k_proj", "v_proj"]))
+        separate_layers(adapted(targets))
 
 
 def recipe(output, **changes):

@@ -46,7 +46,9 @@ def steps(draw: st.DrawFn) -> tuple[int, list[Rollout]]:
     ]
 
 
-def collected(full: int, rollouts: list[Rollout], window: Any = None, budget: int = 100, **options: Any) -> StepStatistics:
+def collected(
+    full: int, rollouts: list[Rollout], window: Any = None, budget: int = 100, **options: Any
+) -> StepStatistics:
     statistics = StepStatistics(full, **options)
     spans = [(window or Whole()).span(one.length, 0.0) for one in rollouts]
     for batch in pack(rollouts, spans, budget, whole_response=True):

@@ -31,7 +31,7 @@ REACH = 0.5  # tenths that fewer of the rollouts reach are not judged
 RULE = (
     f"The rule: a short horizon can do if the {100 * LEVEL:.0f} % interval of every later tenth's alignment lies above "
     f"{ALIGNED:g}; it must fail if one lies below {ALIGNED:g}, and harms if one lies below 0. Tenths that fewer than "
-    "half of the rollouts reach are not judged. The rule sees this student only, and not the drift of later tokens that "
+    "half of the rollouts reach are not judged. The rule sees this student only, not the drift of later tokens that "
     "training may bring: in a long addition all tenths look aligned, and later lines drift under a short horizon."
 )
 Values = Float[np.ndarray, " R"]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from hopd.compute.products import linear
 from hopd.errors import ModelError
 from hopd.model import LanguageModel
-from hopd.model.adapters import adapter_layers
 from hopd.model.layer_stack import layer_stack
 from hopd.rollout import Batch, FinishReason, fold
 from hopd.training.block_sums import BLOCKS, BlockSums, block_edges
@@ -117,30 +116,29 @@ def separate_layers(student: LanguageModel) -> list[nn.Module]:
     """Returns the layers with a trained matrix that the last decoder layer calls after its last mixing of positions.
 
     They are found by trying: a layer mixes, or something behind it does, if the logits of a position have a gradient
-    at its output for an earlier one. In Llama o_proj and the MLP's come after the last that does, v_proj. Adapters are
-    tried where they are added to their base, because new ones have no effect yet. Raises `ModelError` if none is left.
+    at its output for an earlier one. In Llama o_proj and the MLP's come after the last that does, v_proj. Raises
+    `ModelError` if none is left.
     """
     parent, name = layer_stack(student.model, student.name, "sketch the gradients of one stack only")
     last: nn.Module = getattr(parent, name)[-1]
-    units = [layer for _, layer in adapter_layers(last)] or [layer for layer in last.modules() if _is_trained(layer)]
     calls: list[tuple[nn.Module, Float[Tensor, "1 L D"]]] = []
 
-    def perturb(unit: nn.Module, _: Any, output: Any) -> Tensor | None:
+    def perturb(layer: nn.Module, _: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor) or output.dim() != 3:
             return None  # such as the tokens that an expert of a mixture is given
-        calls.append((unit, torch.zeros_like(output, requires_grad=True)))
+        calls.append((layer, torch.zeros_like(output, requires_grad=True)))
         return output + calls[-1][1]
 
     with ExitStack() as stack, torch.enable_grad():
-        for unit in units:
-            stack.callback(unit.register_forward_hook(perturb).remove)
+        for layer in filter(_has_matrix, last.modules()):
+            stack.callback(layer.register_forward_hook(perturb).remove)
         ids = torch.tensor([[1, 2, 3, 4]], device=student.device) % student.head.vocabulary
         logit = student.head.logits(student.hidden(ids)[:, -1])[0, 0]
     outputs = [output for _, output in calls]
     gradients = torch.autograd.grad(logit, outputs, allow_unused=True) if outputs else ()
     mixing = [place for place, gradient in enumerate(gradients) if gradient is not None and gradient[:, :-1].any()]
-    behind = [unit for unit, _ in calls[max(mixing, default=-1) + 1 :]]
-    layers = [layer for unit in behind if behind.count(unit) == 1 for layer in unit.modules() if _is_trained(layer)]
+    behind = [layer for layer, _ in calls[max(mixing, default=-1) + 1 :]]
+    layers = [layer for layer in behind if behind.count(layer) == 1 and layer.weight.requires_grad]
     if not layers:
         raise ModelError(
             f"the last layer of {student.name} has no trained matrix behind which positions no longer mix, so that its "
@@ -149,6 +147,6 @@ def separate_layers(student: LanguageModel) -> list[nn.Module]:
     return layers
 
 
-def _is_trained(layer: nn.Module) -> bool:
+def _has_matrix(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2 and weight.requires_grad
+    return isinstance(weight, Tensor) and weight.dim() == 2
