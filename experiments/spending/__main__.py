@@ -49,8 +49,11 @@ def main(arguments: Sequence[str]) -> None:
         done = {Job(**{name: line[name] for name in Job.__match_args__}).key for line in read(wanted.out)}
         return [job for job in jobs if job.key not in done]
 
-    for jobs in (lambda: searching(spends, cases), lambda: comparing(read(wanted.out), cases)):
-        run(missing(jobs()), wanted.root, wanted.out, wanted.workers, wanted.gpu_workers, deadline)
+    def begin(jobs: Sequence[Job]) -> None:
+        run(missing(jobs), wanted.root, wanted.out, wanted.workers, wanted.gpu_workers, deadline)
+
+    begin(searching(spends, cases))
+    begin(comparing(read(wanted.out), cases))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

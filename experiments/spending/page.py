@@ -1,8 +1,9 @@
 """Writes the page "Horizon or batch?": what each spend reached at its best rate, and what that cost on both axes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from hopd.forecast.machine import Machine
 POINT = 0.01 + 1e-9
 HALF = 0.5
 NODE = Machine.named("8xh100")
-COSTS = {
-    "tokens": lambda point: point["generated_tokens"],
-    "serial tokens": lambda point: point["serial_tokens"],
-    "FLOPs": lambda point: point["training_flops"],
+COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "tokens": itemgetter("generated_tokens"),
+    "serial tokens": itemgetter("serial_tokens"),
+    "FLOPs": itemgetter("training_flops"),
     "seconds of 8 × H100": lambda point: NODE.seconds(point["serial_tokens"], point["training_flops"]),
 }
 Runs = Mapping[str, Sequence[dict[str, Any]]]
@@ -109,7 +110,11 @@ def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:
         return all(mine is not None and (other is None or mine <= other) for mine, other in pairs)
 
     def over(spend: str) -> str:
-        return ", ".join(f"{case} {100 * (accuracy(case, spend) - accuracy(case, 'OPD')):+.1f}" for case in cases)
+        return ", ".join(
+            f"{case} {100 * (accuracy(case, spend) - accuracy(case, 'OPD')):+.1f}"
+            for case in cases
+            if spend in runs[case]
+        )
 
     def against(case: str, spend: str) -> str:
         mine, topd = (written(ratios(runs[case], name, "tokens")) for name in (spend, "TOPD"))
@@ -118,23 +123,25 @@ def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:
     shorts = [accuracy(case, "TOPD") >= accuracy(case, "OPD") - POINT for case in cases]
     made = [Claim("at its best rate, TOPD 0.1 ends within a point of OPD", f"points: {over('TOPD')}", verdict(shorts))]
     for spend, what in {"few full": "a tenth of the rollouts, all full", "continued": "continued rollouts"}.items():
-        there = [case for case in cases if spend in runs[case]]
+        if not (there := [case for case in cases if spend in runs[case]]):
+            continue
         found = "tokens to within a point of OPD's end, over OPD's, by seed: "
         found += "; ".join(against(case, spend) for case in there)
         claim = f"what TOPD saves is its horizon: {what}, at as many tokens a step, need more tokens than TOPD"
         made.append(Claim(claim, found, verdict([not sooner(case, spend) for case in there])))
         ends = [accuracy(case, spend) >= accuracy(case, "OPD") - POINT for case in there]
         made.append(Claim(f"{what} end within a point of OPD", f"points: {over(spend)}", verdict(ends)))
-    there = [case for case in cases if "adaptive" in runs[case]]
+    if not (there := [case for case in cases if "adaptive" in runs[case]]):
+        return made
     ends = [accuracy(case, "adaptive") >= accuracy(case, "OPD") - POINT for case in there]
     made.append(Claim("ours: adaptive ends within a point of OPD", f"points: {over('adaptive')}", verdict(ends)))
-    found, cheaper = [], []
+    shares, cheaper = [], []
     for case in there:
         costs = [ratios(runs[case], "adaptive", cost) for cost in ("tokens", "serial tokens")]
-        found.append(f"{case} {written(costs[0])} and {written(costs[1])}")
+        shares.append(f"{case} {written(costs[0])} and {written(costs[1])}")
         cheaper.append(all(ratio is not None and ratio <= HALF for of_seeds in costs for ratio in of_seeds))
     claim = "ours: adaptive gets within a point of OPD's end at half of its tokens and half of its serial tokens"
-    made.append(Claim(claim, f"over OPD's, by seed: {'; '.join(found)}", verdict(cheaper)))
+    made.append(Claim(claim, f"over OPD's, by seed: {'; '.join(shares)}", verdict(cheaper)))
     return made
 
 
