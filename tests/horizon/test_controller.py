@@ -13,7 +13,7 @@ T, PER_STEP = 100, 12
 
 
 def decision(**options: Any) -> Decision:
-    return Decision(**{"tokens": 10, "reason": "because"} | options)
+    return Decision(options.pop("tokens", 10), "because", **options)
 
 
 possible = st.builds(

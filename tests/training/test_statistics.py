@@ -14,7 +14,8 @@ from hopd.objective.divergence import reverse_kl
 from hopd.processes import Processes
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling, pack
 from hopd.tasks import RepeatedAddition
-from hopd.training.statistics import BLOCKS, StepStatistics
+from hopd.training.block_sums import BLOCKS
+from hopd.training.statistics import StepStatistics
 from tests.training.test_flight import together
 from tests.training.test_normalisation import STUDENT, TEACHER, learner
 
