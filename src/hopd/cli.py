@@ -3,8 +3,10 @@
 Heavy imports are made inside the commands, so that `hopd --help` is fast.
 """
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -111,8 +113,6 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
 ) -> None:
     """Evaluate a model on the recipe's evaluation task, to the full length."""
-    import json
-
     if out and not out.absolute().parent.is_dir():
         raise RecipeError(f"--out {out}: there is no directory {out.parent}")
     from hopd.assembly.evaluator import evaluate_model
@@ -240,9 +240,6 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
 ) -> None:
     """Compare finished runs by score at the full length, difference over seeds, and cost to the target."""
-    import json
-    from dataclasses import asdict
-
     from hopd.analysis.comparison import compare as run
     from hopd.forecast.machine import Machine
 

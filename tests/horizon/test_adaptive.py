@@ -1,6 +1,7 @@
 """The adaptive controller on made-up evidence: its bounds, its pace, its memory, and what moves it."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ def test_each_change_has_a_reason_and_they_are_not_more_frequent_than_its_patien
             assert now.reason != last.reason
         last = now
     assert changes
-    assert all(b - a >= PATIENCE for a, b in zip(changes, changes[1:], strict=False))
+    assert all(b - a >= PATIENCE for a, b in pairwise(changes))
 
 
 @given(st.lists(st.tuples(positive, positive, st.floats(-1, 1)), min_size=1, max_size=40), st.integers(0, 39))

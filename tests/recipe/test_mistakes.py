@@ -124,6 +124,11 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
         ("horizon", {"controller": "truncated", "ratio": 10}, r"got 10 \(did you mean tokens: 10\?"),
         ("horizon", {"controller": "truncated", "tokens": 101}, "at most the full length 100, got 101"),
         ("horizon", {"controller": "ful"}, r"did you mean 'full'"),
+        ("horizon", {"controller": "full", "rollouts": 0}, "horizon rollouts must be at least 1, got 0"),
+        ("horizon", {"controller": "full", "rollouts": 2, "whole": 3}, "whole must be at most rollouts = 2, got 3"),
+        ("horizon", {"controller": "full", "whole": 5}, r"the 4 rollouts of a step .*got 5; write horizon\.roll"),
+        ("horizon", {"controller": "full", "continue": "yes"}, "continue must be true or false, got 'yes'"),
+        ("horizon", {"controller": "full", "continues": True}, r"no option 'continues' \(did you mean 'continue'\?\)"),
         ("window", {"kind": "frist", "tokens": 3}, r"did you mean 'first'"),
         ("window", {"kind": "first", "tokens": 0}, "whole number of at least 1, got 0"),
         ("objective", {"estimator": "top_k", "k": 0}, "k must be at least 1, got 0"),
@@ -152,6 +157,19 @@ def test_options_that_contradict_each_other_are_an_error_before_anything_is_load
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
         Recipe.parse(minimal(**{place: value}))
+
+
+def test_rollouts_that_continue_and_mini_batches_exclude_each_other() -> None:
+    mini = {"training.mini_batch": 2}
+    assert Recipe.parse(minimal(horizon={"controller": "full", "continue": False}, **mini))
+    with pytest.raises(RecipeError, match=r"with horizon\.continue .*; write no training\.mini_batch"):
+        Recipe.parse(minimal(horizon={"controller": "full", "continue": True}, **mini))
+
+
+@pytest.mark.parametrize("keys", ["old", True])
+def test_keys_are_kept_or_refreshed(keys: object) -> None:
+    with pytest.raises(RecipeError, match=r"rollout\.engine\.keys: input should be 'kept' or 'refreshed', got "):
+        Recipe.parse(minimal(**{"rollout.engine": {"kind": "native", "keys": keys}}))
 
 
 @pytest.mark.parametrize("source", ["additon", None, 3])

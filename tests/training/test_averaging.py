@@ -67,6 +67,16 @@ def test_the_student_computes_with_the_average_and_then_has_its_own_weights_to_t
     assert same(average.tensors, tensors)
 
 
+def test_gathered_copies_are_freed_before_the_weights_change(monkeypatch):
+    """Stands in for a sharded model, in which a pass has left weights gathered."""
+    student, optimizer, average, _ = averaging(0.9, steps=2)
+    before, seen = bits(student, optimizer), []
+    monkeypatch.setattr(student.sharding, "reshard", lambda: seen.append(same(bits(student, optimizer), before)))
+    with average.as_student():
+        pass
+    assert seen == [True, False]
+
+
 def test_without_a_decay_there_is_no_average():
     student, optimizer, average, _ = averaging(None, steps=2)
     before = bits(student, optimizer)

@@ -190,7 +190,7 @@ def test_every_rollout_that_starts_ends_once_and_what_steps_add_is_its_length(
 @given(runs, seeds)
 def test_a_whole_rollout_is_cut_at_its_end_only(run: list[Decision], seed: int) -> None:
     """Nothing that was cut could have gone on: it has the end of the step in which it began, or opened a slot."""
-    one, ends = flight(Processes(), seed), {}
+    one, ends = flight(Processes(), seed), dict[tuple[int, int, int], int]()
     for step, decision in enumerate(run):
         (slots,) = one.deal(decision, step)
         ends |= {key(slot.rollout): slot.end for slot in slots if slot.rollout.length == 0}

@@ -34,4 +34,5 @@ def jsd(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], beta: floa
 @torch.no_grad()
 def entropy(log_probs: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """Returns the entropy of each distribution, in nats, without gradient. Tokens of probability 0 count as 0."""
-    return -torch.special.xlogy(log_probs.exp(), log_probs.exp()).sum(-1)
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(finite.exp() * finite).sum(-1)

@@ -54,7 +54,7 @@ class RolloutSection(Section):
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
-DECAY = 0.2  # the share of the steps in which `wsd` lowers the rate, unless the recipe says another
+DECAY = 0.2  # the share of the steps in which `wsd` lowers the rate, unless the recipe says otherwise
 
 
 class TrainingSection(Section):

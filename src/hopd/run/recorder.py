@@ -58,7 +58,7 @@ class Recorder:
             "flops": work.training_flops,
             "peak_memory": peak_memory(self.processes.device),
         }
-        alarm = self.alarm.sentence(step, metrics["mismatch"])
+        alarm = self.alarm.sentence(step, metrics.get("mismatch", 0.0))
         if self.processes.is_first:
             self.directory.append("metrics", metrics | ({"alarm": alarm} if alarm else {}))
             self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})

@@ -58,7 +58,7 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         """Exchanges the average and the masters in place, since engines may hold on to the tensors."""
-        self.student.sharding.reshard()
+        self.student.sharding.reshard()  # what a pass has left gathered is a copy
         for name, average in self.tensors.items():
             mine, weight = local(average), local(self.optimizer.masters[name])
             raw = weight.clone()
@@ -75,7 +75,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, averaged: Mapping[str, Tensor], updates: int) -> None:
-        """Continues from the whole tensors of an average of so many updates, by the names of the parameters."""
+        """Continues an average of `updates` updates from its whole tensors, by the names of the parameters."""
         self.updates = updates
         for name, average in self.tensors.items():
-            local(average).copy_(local(shard_like(averaged[name].to(average.dtype), average)))
+            local(average).copy_(local(shard_like(averaged[name].detach(), average)))

@@ -15,7 +15,7 @@ from hopd.rollout.rollout import FinishReason, Rollout
 from hopd.training.block_sums import BLOCKS, BlockSums, block_edges
 
 MEASURED = ("loss", "reverse_kl", "mismatch", "staleness", "age")  # summed over tokens
-SUMS = ("rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
+SUMS = ("gained", "rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 
@@ -35,16 +35,20 @@ class StepStatistics:
     )
     gradients: BlockSums | None = None
 
+    def add_gained(self, tokens: int) -> None:
+        """Counts what rollouts gained in the step, those that go on included."""
+        self._add(gained=tokens)
+
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
-        """Counts rollouts, their tokens and their finish reasons."""
+        """Counts rollouts that ended, their tokens and their finish reasons."""
         self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
         reached, stopped = (self.blocks[OF_BLOCK.index(name)] for name in ("rollouts", "stopped"))
+        starts, ends = block_edges(self.full_tokens).unfold(0, 2, 1).T
         for rollout in rollouts:
-            last = self._block(rollout.length - 1)
-            reached[: last + 1] += 1
-            stopped[last] += rollout.finish is FinishReason.STOP
+            reached += (starts < ends) & (starts < rollout.length)
+            stopped[self._block(rollout.length - 1)] += rollout.finish is FinishReason.STOP
 
     def add_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
         """Adds the tokens of one micro-batch; those of weight 0 do not count."""
@@ -89,25 +93,30 @@ class StepStatistics:
         return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
 
     def metrics(self) -> dict[str, Any]:
-        """Returns the means by their names in metrics.jsonl, and what the gradients show."""
+        """Returns the means by their names in metrics.jsonl, and what the gradients show. Where all rollouts go on, it
+        has none."""
+        if not self.sums["rollouts"]:
+            return {"rollouts": 0.0}
         return {
             "loss": self.mean("loss"),
             "reverse_kl": self.mean("reverse_kl"),
-            "mismatch": self.mean("mismatch", per="fresh"),
             "covered": self.mean("tokens", per="generated"),
             "mean_length": self.mean("generated", per="rollouts"),
             "stop_rate": self.mean(FinishReason.STOP, per="rollouts"),
             "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
             "rollouts": self.sums["rollouts"],
-            **self._of_older_tokens(),
+            **self._of_ages(),
             **({"gradients": self.gradients.metrics()} if self.gradients else {}),
         }
 
-    def _of_older_tokens(self) -> dict[str, float]:
-        """Returns the mean age of the tokens, in steps, and how far the log-probs of those from earlier steps are from
-        those at which they were sampled, in nats a token. It is empty where all are of this step."""
-        older = self.sums["tokens"] - self.sums["fresh"]
-        return {"mean_age": self.mean("age"), "staleness": self.sums["staleness"] / older} if older else {}
+    def _of_ages(self) -> dict[str, float]:
+        """Returns how far the log-probs of tokens are from those at which they were sampled, in nats a token: the
+        `mismatch` of those that the step sampled, and the `staleness` of older ones, with the mean age in steps of
+        all. What there are no tokens for is left out."""
+        fresh, older = self.sums["fresh"], self.sums["tokens"] - self.sums["fresh"]
+        of_fresh = {"mismatch": self.sums["mismatch"] / fresh} if fresh else {}
+        of_older = {"mean_age": self.mean("age"), "staleness": self.sums["staleness"] / older} if older else {}
+        return of_fresh | of_older
 
     def evidence(self, step: int, horizon: int) -> Evidence:
         """Returns what the controller observes after the step."""
@@ -126,6 +135,7 @@ class StepStatistics:
             gradients=self.gradients.gradients() if self.gradients else None,
             blocks=self._blocks(),
             mean_age=self.mean("age"),
+            generated_tokens=int(self.sums["gained"]),
         )
 
     def _block(self, position: int) -> int:

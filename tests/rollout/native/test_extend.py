@@ -114,8 +114,13 @@ def test_fresh_and_continued_rollouts_of_any_limits_share_batches_and_waves(stud
 
 def test_a_rollout_that_is_dropped_while_others_go_on_keeps_its_keys(student, starts, whole, monkeypatch):
     """One row in six goes on for 60 tokens, so the batch is compacted when the others have 4."""
-    select, left = _Rows.select, []
-    monkeypatch.setattr(_Rows, "select", lambda rows, kept: left.append(len(kept)) or select(rows, kept))
+    select, left = _Rows.select, list[int]()
+
+    def watched(rows, kept):
+        left.append(len(kept))
+        return select(rows, kept)
+
+    monkeypatch.setattr(_Rows, "select", watched)
     limits = [60 if i % 6 == 0 else 4 for i in range(len(starts))]
     asked = [Stretch(start, limit, keep=True) for start, limit in zip(starts, limits, strict=True)]
     rollouts = NativeEngine(student).extend(asked, Sampling())
@@ -133,26 +138,22 @@ def test_a_rollout_that_is_dropped_while_others_go_on_keeps_its_keys(student, st
 
 
 def test_only_a_rollout_that_goes_on_keeps_its_keys(student, starts):
-    engine = NativeEngine(student)
-    kept = engine.extend([Stretch(start, 40, keep=True) for start in starts], Sampling())
-    ended = engine.extend([Stretch(rollout, T) for rollout in kept if goes_on(rollout, 41)], Sampling())
-    assert {rollout.cache is not None: rollout.finish for rollout in kept} == {
-        True: FinishReason.HORIZON,
-        False: FinishReason.STOP,
-    }
-    assert all(rollout.cache is None for rollout in ended)
+    asked = [Stretch(start, 30, keep=bool(i % 3)) for i, start in enumerate(starts)]
+    found = NativeEngine(student).extend(asked, Sampling())
+    assert {rollout.finish for rollout in found} == {FinishReason.HORIZON, FinishReason.STOP}
+    for stretch, rollout in zip(asked, found, strict=True):
+        assert (rollout.cache is not None) == (stretch.keep and rollout.finish is FinishReason.HORIZON)
 
 
 def test_the_rollouts_that_were_given_stay_as_they_were(student, starts):
     """A step that is given up is done again from them."""
     first = step(NativeEngine(student), starts, 10, T, Sampling())
-    before = [(r.ids.clone(), r.log_probs.clone(), None if r.cache is None else r.cache.clone()) for r in first]
+    parts = [(r.ids, r.log_probs, *([] if r.cache is None else [r.cache])) for r in first]
+    before = [[part.clone() for part in of_rollout] for of_rollout in parts]
     second = step(NativeEngine(student), first, 10, T, Sampling())
     assert_same(step(NativeEngine(student), first, 10, T, Sampling()), second)
-    for rollout, (ids, log_probs, cache) in zip(first, before, strict=True):
-        assert torch.equal(rollout.ids, ids)
-        assert torch.equal(rollout.log_probs, log_probs)
-        assert cache is None if rollout.cache is None else torch.equal(rollout.cache, cache)
+    for of_rollout, copies in zip(parts, before, strict=True):
+        assert all(torch.equal(part, copy) for part, copy in zip(of_rollout, copies, strict=True))
 
 
 @by_kernels
