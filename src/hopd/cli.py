@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted, ModelError, RecipeError
+from hopd.errors import HopdError, Interrupted, RecipeError
 
 app = typer.Typer(
     name="hopd",
@@ -160,15 +160,8 @@ def probe(
     for sentence in probed.sentences():
         typer.echo(sentence)
     typer.echo(f"{out}/probe.json, {out}/probe.png")
-    try:
-        aligned = answers.alignment()
-    except ModelError as error:
-        typer.echo(f"the gradients of tenths are not compared: {error}")
-        return
-    aligned.save(out)
-    for line in aligned.lines():
+    for line in answers.compared(out):
         typer.echo(line)
-    typer.echo(f"{out}/alignment.json")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from torch import Tensor
 from hopd.analysis.alignment import Alignment, alignment
 from hopd.assembly.models import load_models
 from hopd.assembly.prompts import build_prompts
-from hopd.errors import RecipeError
+from hopd.errors import ModelError, RecipeError
 from hopd.model import LanguageModel
 from hopd.objective.divergence import forward_kl, reverse_kl
 from hopd.objective.head import BLOCK_BYTES, chunks
@@ -162,6 +162,15 @@ class Answers:
         teacher = LocalTeacher(self.teacher, rollout.temperature)
         objective, full_tokens = self.recipe.objective, rollout.full_tokens
         return alignment(self.student, teacher, self.rollouts, objective, full_tokens, rollout.temperature, tokens)
+
+    def compared(self, out: Path) -> list[str]:
+        """Compares the tenths, writes `out/alignment.json`, and returns lines for a person; one where it cannot."""
+        try:
+            found = self.alignment()
+        except ModelError as error:
+            return [f"the gradients of tenths are not compared: {error}"]
+        found.save(out)
+        return [*found.lines(), f"{out}/alignment.json"]
 
 
 def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:

@@ -24,7 +24,6 @@ from hopd.objective import Full
 from hopd.objective.loss import distillation_loss
 from hopd.rollout import pack
 from hopd.teacher import LocalTeacher
-from hopd.training.block_sums import block_edges
 
 SHORT = {"TOPD 0.1": (topd(0.1), 2, 1)}
 
@@ -94,10 +93,10 @@ def test_whole_gradients_add_up_to_the_gradient_of_the_loss(tmp_path):
     signal = LocalTeacher(answers.teacher).score(batch)
     total, _ = distillation_loss(Full(), answers.student.head, hidden, signal, batch.at)
     expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(total, parameters)])
-    edges = block_edges(360).tolist()
-    by_tenth = block_gradients._by_tenth(answers, answers.rollouts[0], parameters, edges)
-    torch.testing.assert_close(by_tenth.sum(0), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-    assert (by_tenth.norm(dim=1) > 0).all()
+    edges = [0, *range(3, 36, 2), 360]  # at many edges the student has something to learn
+    by_block = block_gradients._by_tenth(answers, answers.rollouts[0], parameters, edges)
+    torch.testing.assert_close(by_block.sum(0), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert (by_block.norm(dim=1) > 0).all()
 
 
 def test_finished_models_of_other_pages_are_used(tmp_path):
