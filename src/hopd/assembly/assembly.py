@@ -29,6 +29,7 @@ from hopd.recipe import AdaptersOff, Recipe
 from hopd.rollout import Engine, NativeEngine
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
+from hopd.run.drift import DriftAlarm
 from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
 from hopd.run.mismatch import MismatchAlarm
@@ -111,16 +112,18 @@ def build(
         tokens_per_batch=training.tokens_per_batch,
     )
     learner.remote.restore(state.get("fingerprints", {}))
+    drift = DriftAlarm.restored(state.get("drift"))
     saved: dict[str, Callable[[], Any]] = {
         "attention": lambda: attention_of(student),
         "fingerprints": learner.remote.fingerprints,
         "controller": controller.state_dict,
         "ledger": ledger.state_dict,
         "flight": flight.state_dict,
+        "drift": drift.state_dict,
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
-    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
+    mismatch = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,
@@ -142,7 +145,7 @@ def build(
         checkpointer=Checkpointer(
             directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, tensors, saved, processes
         ),
-        recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
+        recorder=Recorder(recipe.name, directory, ledger, mismatch, drift, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),
         resumed=resumed,
     )
