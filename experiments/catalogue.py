@@ -1,6 +1,7 @@
 """Lists all experiments by name, in the order in which they run."""
 
 from experiments.experiment import Experiment
+from experiments.language.block_gradients import BlockGradients
 from experiments.language.count_bits import COUNT_BITS
 from experiments.language.long_addition import LONG_ADDITION
 from experiments.language.prefix_continuation import PrefixContinuation
@@ -25,5 +26,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         PrefixContinuation(),
         ReverseDistillation(),
         SegmentAblation(),
+        BlockGradients(),
     )
 }

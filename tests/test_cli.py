@@ -148,6 +148,8 @@ def test_the_ledger_counts_what_the_steps_generated(finished):
     assert account["generated_tokens"] == sum(line["generated_tokens"] for line in metrics) == 2 * 4 * 8
     assert account["trained_tokens"] == sum(line["trained_tokens"] for line in metrics) == 2 * 4 * 8
     assert account["full_rollouts_tokens"] == 2 * 4 * 40
+    assert account["serial_tokens"] == sum(line["serial_tokens"] for line in metrics) == 2 * 8
+    assert [line["serial_tokens"] for line in lines(run / "evaluations.jsonl")] == [0, 2 * 8]
 
 
 def test_a_checkpoint_loads_with_from_pretrained_and_generates(finished):

@@ -96,11 +96,11 @@ def deviation(run: Path, other: Path) -> float:
 def check_same(run: Path, other: Path, weights: str = "model.safetensors") -> None:
     print(f"deviation: {deviation(run, other):.2g}")
     assert deviation(run, other) < LOSS_TOLERANCE
-    for key in ("step", "horizon", "generated_tokens", "trained_tokens"):
+    for key in ("step", "horizon", "generated_tokens", "trained_tokens", "serial_tokens"):
         assert [line[key] for line in lines(run)] == [line[key] for line in lines(other)]
     for line, same in zip(lines(run), lines(other), strict=True):
         assert same["gradient_norm"] == pytest.approx(line["gradient_norm"], rel=1e-2, abs=1e-5)
-    for key in ("step", "score", "tokens"):
+    for key in ("step", "score", "tokens", "serial_tokens"):
         assert [line.get(key) for line in lines(run, "evaluations")] == [
             line.get(key) for line in lines(other, "evaluations")
         ]
@@ -167,6 +167,18 @@ def test_a_sharded_model_gives_the_curve_of_one_process(one, sharded):
     check_same(one, sharded)
 
 
+def test_several_processes_sketch_the_gradients_of_one(train):
+    sketches = "horizon={controller: full, sketches: true}"
+    runs = [train(1, sketches), train(2, sketches), train(2, sketches, FSDP)]
+    one, *others = (lines(path)[0]["gradients"] for path in runs)
+    largest = max(map(max, one["products"]))
+    assert largest > 0
+    for other in others:
+        assert other["noise"] == pytest.approx(one["noise"], rel=2e-3, abs=2e-3 * max(one["noise"]))
+        for row, same in zip(other["products"], one["products"], strict=True):
+            assert row == pytest.approx(same, rel=2e-3, abs=2e-3 * largest)
+
+
 def test_so_it_does_with_gradient_checkpointing(train, one):
     check_same(one, train(2, FSDP, "training.gradient_checkpointing=true"))
 
@@ -192,6 +204,16 @@ def test_a_sharded_run_resumes_as_a_whole_one_and_back(train, one, before, after
     train(before, FSDP, output=tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:06d}")
     check_same(one, train(after, FSDP if after == 2 else "training.sharding=none", output=tmp_path))
+
+
+def test_a_sharded_average_is_that_of_one_process_and_resumes(train, tmp_path):
+    ema, average = ("training.ema=0.9", "training.schedule=constant"), "average/model.safetensors"
+    whole, last = train(1, *ema), Path("checkpoints") / f"step-{STEPS:06d}"
+    raw, averaged = (load_file(whole / last / file) for file in ("model.safetensors", average))
+    assert max(float((raw[name] - averaged[name]).abs().max()) for name in raw) > 3e-3  # check_same allows 2e-4
+    check_same(whole, train(2, FSDP, *ema, output=tmp_path), average)
+    shutil.rmtree(tmp_path / "run" / last)
+    check_same(whole, train(2, FSDP, *ema, output=tmp_path), average)
 
 
 def test_a_checkpoint_of_a_sharded_model_is_one_directory_of_hugging_face(one, sharded):

@@ -93,6 +93,7 @@ class HorizonComparison:
                 interval(final(results[name])),
                 f"{mean(final(results[name], 'training_seconds')):.1f}",
                 f"{mean(final(results[name], 'generated_tokens')) / 1000:.0f}k",
+                _serial(results[name]),
                 f"{mean(final(results[name], 'training_flops')) / 1e12:.2f}",
                 "; ".join(_cost(cost) for cost in to_target(results, name)),
             ]
@@ -102,7 +103,8 @@ class HorizonComparison:
         models = f"The untrained student: {100 * untrained:.0f} %"
         if teacher := results["OPD"][0].get("teacher"):
             models += f"; the teacher: {100 * teacher:.0f} %"
-        columns = ["", "accuracy (seeds)", "seconds", "tokens", "TFLOP", "to OPD's final accuracy, by seed"]
+        costs = ["seconds", "tokens", "serial tokens", "TFLOP"]
+        columns = ["", "accuracy (seeds)", *costs, "to OPD's final accuracy, by seed"]
         return Page(
             title=self.title,
             source=self.source,
@@ -142,6 +144,12 @@ def _cost(point: Mapping[str, Any] | None) -> str:
     if point is None:
         return "never"
     return f"{point['training_seconds']:.1f} s, {point['generated_tokens'] / 1000:.0f}k"
+
+
+def _serial(runs: Sequence[Mapping[str, Any]]) -> str:
+    if not all("serial_tokens" in run["curve"][-1] for run in runs):  # results of hopd before 0.3
+        return "–"
+    return f"{mean(final(runs, 'serial_tokens')) / 1000:.1f}k"
 
 
 def _draw(results: Results, path: Path) -> None:

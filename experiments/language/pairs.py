@@ -32,6 +32,7 @@ def make_pair(
     have no token.
     """
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = (
         LlamaForCausalLM.from_pretrained(PACKAGED).float(),
         PreTrainedTokenizerFast.from_pretrained(PACKAGED),
@@ -39,6 +40,7 @@ def make_pair(
     if symbols:
         tokenizer = character_tokenizer([*SYMBOLS, *symbols])
         model.resize_token_embeddings(len(tokenizer))
+    torch.nn.Module.to(model, device)
     fine_tune(model, tokenizer, of_teacher, updates[0], learning_rate=rates[0], log=print)
     with torch.no_grad():
         model.model.norm.weight.mul_(SHARPER)

@@ -77,7 +77,11 @@ def distil(
             optimizer.step()
         tokens = rollouts * decision.tokens
         costs.add(
-            generated_tokens=tokens, scored_tokens=tokens, trained_tokens=tokens, full_rollouts_tokens=rollouts * STEPS
+            generated_tokens=tokens,
+            serial_tokens=decision.tokens,
+            scored_tokens=tokens,
+            trained_tokens=tokens,
+            full_rollouts_tokens=rollouts * STEPS,
         )
         costs.commit(Processes())
         if (step + 1) % every == 0:

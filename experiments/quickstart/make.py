@@ -83,7 +83,7 @@ def fine_tune(
     started = time.perf_counter()
     for update in range(updates):
         ids, labels = batch(tokenizer, examples(update))
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = model(input_ids=ids.to(model.device), labels=labels.to(model.device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,7 +1,7 @@
-"""Runs jobs in several processes until a deadline, and appends what they showed to a file, one line of JSON a run.
+"""Compares spends: looks for each one's best rate with one seed, and then runs that with three.
 
-`python -m experiments.spending search --out results.jsonl` looks for each scheme's best rate. What the file has is not
-run again.
+`python -m experiments.spending schemes --out results.jsonl` appends a line of JSON for each run; what the file has is
+not run again.
 """
 
 import argparse
@@ -9,45 +9,56 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.run import machine
 from experiments.spending.case import CASES
 from experiments.spending.job import Job
+from experiments.spending.page import write
 from experiments.spending.pool import run
-from experiments.spending.spend import schemes
-
-RATES = (1e-4, 2e-4, 4e-4, 8e-4)
-
-
-def search() -> Iterator[Job]:
-    """Yields every scheme at every rate, one seed."""
-    for rate in RATES:
-        for case in CASES.values():
-            for scheme in schemes(case):
-                yield Job(case.name, scheme, rate)
+from experiments.spending.search import comparing, searching
+from experiments.spending.spend import grid, schemes
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.spending", description=__doc__)
-    parser.add_argument("jobs", help="search, or a file of jobs, one line of JSON each")
+    parser.add_argument("spends", choices=("schemes", "grid", "page"), help="what to compare; or write the page")
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES), help="on these tasks")
     parser.add_argument("--out", type=Path, required=True, help="append results to this file")
-    parser.add_argument("--root", type=Path, default=Path("runs/spending"), help="folder of the models")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--gpu-workers", type=int, default=0, help="further workers, on a GPU")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing that would end later")
+    parser.add_argument("--root", type=Path, default=Path("runs/spending"), help="keep the models in this folder")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes on the CPU")
+    parser.add_argument("--gpu-workers", type=int, default=0, help="processes on the GPU")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds")
     wanted = parser.parse_args(arguments)
-    known = {_key(json.loads(line)) for line in wanted.out.read_text().splitlines()} if wanted.out.exists() else set()
-    jobs = list(search()) if wanted.jobs == "search" else [Job(**json.loads(line)) for line in Path(wanted.jobs).read_text().splitlines()]
-    missing = [job for job in jobs if _key(asdict(job)) not in known]
-    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before", flush=True)
-    run(missing, wanted.root, wanted.out, wanted.workers, wanted.gpu_workers, time.monotonic() + wanted.seconds)
+    if wanted.spends == "page":
+        print(write(read(wanted.out), wanted.out.parent, machine()))
+        return
+    cases, spends = [CASES[name] for name in wanted.cases], schemes if wanted.spends == "schemes" else grid
+    deadline = time.monotonic() + wanted.seconds
+    for case in cases:
+        if (
+            case.setting
+            and case.make
+            and not (case.setting.models(wanted.root / case.name / "runs") / "student").exists()
+        ):
+            case.make(wanted.root / case.name / "models")
+
+    def missing(jobs: Sequence[Job]) -> list[Job]:
+        done = {Job(**{name: line[name] for name in Job.__match_args__}).key for line in read(wanted.out)}
+        return [job for job in jobs if job.key not in done]
+
+    def begin(jobs: Sequence[Job]) -> None:
+        run(missing(jobs), wanted.root, wanted.out, wanted.workers, wanted.gpu_workers, deadline)
+
+    begin(searching(spends, cases))
+    begin(comparing(read(wanted.out), cases))
 
 
-def _key(job: dict[str, Any]) -> str:
-    return json.dumps([job.get(name) for name in ("case", "spend", "rate", "seed", "share", "end_game", "horizon")])
+def read(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a file, none if there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

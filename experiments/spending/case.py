@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.language import count_bits, long_addition, two_phase
+from experiments.language import count_bits, late_noise, long_addition, simplify_fractions, two_phase
 from experiments.language.setting import Setting, quickstart
 from hopd.recipe import Recipe
 
@@ -47,13 +47,14 @@ class Case:
         return section | {"task": task, "at_start": False}
 
 
-QUICKSTART = Case("quickstart", 16, 32, 353, 360)
 CASES = {
     case.name: case
     for case in (
-        QUICKSTART,
+        Case("quickstart", 16, 32, 353, 360),
         Case.of("two-phase", 48, 310, two_phase.SETTING, two_phase.make),
         Case.of("count-bits", 32, 471, count_bits.SETTING, count_bits.make),
         Case.of("long-addition", 32, 701, long_addition.SETTING, long_addition.make),
+        Case.of("late-noise", 16, 353, late_noise.SETTING, late_noise.make),
+        Case.of("simplify-fractions", 32, 350, simplify_fractions.SETTING, simplify_fractions.make),
     )
 }

@@ -18,11 +18,12 @@ def run(jobs: Sequence[Job], root: Path, out: Path, workers: int, gpu_workers: i
     """Runs jobs in their order, as many at once as there are workers."""
     context, queue = get_context("spawn"), list(jobs)
     pools = [ProcessPoolExecutor(1, context, _start, (i >= workers,)) for i in range(workers + gpu_workers)]
-    running: dict[Future[dict[str, Any]], int] = {}
+    running: dict[Future[dict[str, Any]], tuple[int, Job]] = {}
 
     def begin(pool: int) -> None:
         if queue and time.monotonic() < deadline:
-            running[pools[pool].submit(_run, queue.pop(0), root)] = pool
+            job = queue.pop(0)
+            running[pools[pool].submit(_run, job, root)] = pool, job
 
     for pool in range(len(pools)):
         begin(pool)
@@ -32,14 +33,15 @@ def run(jobs: Sequence[Job], root: Path, out: Path, workers: int, gpu_workers: i
         if not done and left <= 0:
             break
         for future in done:
-            pool = running.pop(future)
+            pool, job = running.pop(future)
             result = future.result() | {"on": "gpu" if pool >= workers else "cpu"}
+            if "error" in result and pool >= workers:  # a processor can do what a GPU could not
+                queue.append(job)
+                continue
             with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-            failed = result.get("error") or f"test {100 * result['test']:.1f} %, {result['seconds']:.0f} s"
-            print(
-                f"{result['case']}, {result['spend']}, {result['rate']:g}, seed {result['seed']}: {failed}", flush=True
-            )
+            shown = result.get("error") or f"{100 * result['curve'][-1]['accuracy']:.1f} %, {result['seconds']:.0f} s"
+            print(f"{job.case}, {job.spend}, {job.rate:g}, seed {job.seed}, {result['on']}: {shown}", flush=True)
             begin(pool)
     for pool_ in pools:
         for process in (pool_._processes or {}).values():

@@ -3,15 +3,17 @@
 Heavy imports are made inside the commands, so that `hopd --help` is fast.
 """
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted, RecipeError
+from hopd.errors import HopdError, Interrupted, ModelError, RecipeError
 
 app = typer.Typer(
     name="hopd",
@@ -111,8 +113,6 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the measures to this JSON file.")] = None,
 ) -> None:
     """Evaluate a model on the recipe's evaluation task, to the full length."""
-    import json
-
     if out and not out.absolute().parent.is_dir():
         raise RecipeError(f"--out {out}: there is no directory {out.parent}")
     from hopd.assembly.evaluator import evaluate_model
@@ -146,17 +146,29 @@ def probe(
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Answer this many of the task's prompts.")] = 64,
     bins: Annotated[int, typer.Option(min=1, help="Divide the longest rollout into this many bins.")] = 20,
-    out: Annotated[Path, typer.Option(help="Write probe.json and probe.png to this directory.")] = Path("runs/probe"),
+    out: Annotated[Path, typer.Option(help="Write probe.json, probe.png and alignment.json to this directory.")] = Path(
+        "runs/probe"
+    ),
 ) -> None:
-    """Compare student and teacher by position, and suggest a horizon."""
-    from hopd.analysis.probe import probe_recipe
+    """Compare student and teacher by position, and the gradients of a rollout's tenths; suggest a horizon."""
+    from hopd.analysis.probe import answer
     from hopd.recipe import Recipe
 
-    probed = probe_recipe(Recipe.load(recipe, overrides), prompts, bins, student)
+    answers = answer(Recipe.load(recipe, overrides), prompts, student)
+    probed = answers.probe(bins)
     probed.save(out)
     for sentence in probed.sentences():
         typer.echo(sentence)
     typer.echo(f"{out}/probe.json, {out}/probe.png")
+    try:
+        aligned = answers.alignment()
+    except ModelError as error:
+        typer.echo(f"the gradients of tenths are not compared: {error}")
+        return
+    aligned.save(out)
+    for line in aligned.lines():
+        typer.echo(line)
+    typer.echo(f"{out}/alignment.json")
 
 
 @app.command()
@@ -225,15 +237,20 @@ def compare(
         str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare with these runs, one for each seed.")
     ],
     other: Annotated[str, typer.Argument(metavar="NAME=RUN,RUN,…", help="Compare these runs, with the same seeds.")],
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MACHINE",
+            help="Also model the seconds of this machine: h200, h100, 8xh100, or a=…,b=… as hopd plan prints them.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
 ) -> None:
     """Compare finished runs by score at the full length, difference over seeds, and cost to the target."""
-    import json
-    from dataclasses import asdict
-
     from hopd.analysis.comparison import compare as run
+    from hopd.forecast.machine import Machine
 
-    compared = run(_named_runs(baseline), _named_runs(other))
+    compared = run(_named_runs(baseline), _named_runs(other), Machine.parse(machine) if machine else None)
     for line in compared.lines():
         typer.echo(line)
     if out:

@@ -15,6 +15,7 @@ from hopd.horizon import Decision
 from hopd.recipe import Recipe
 from hopd.rollout import Rollout, fold
 from hopd.run.directory import RunDirectory
+from hopd.training.statistics import StepStatistics
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Distiller:
         statistics = parts.statistics()
         with parts.interruption.interruptible():
             decision = self._decide()
-            mini_batches = self._sample(decision)
+            mini_batches = self._sample(decision, statistics)
             learner.fetch(mini_batches, seed)
         norm = 0.0
         for rollouts in mini_batches:
@@ -83,6 +84,8 @@ class Distiller:
                     continue  # all of them go on
                 learner.accumulate(rollouts, seed, statistics)
             norm = learner.apply(self.step)
+            with parts.ledger.phase("update"):
+                parts.average.update()
             statistics.add_rollouts(rollouts)
         parts.flight.complete()
         statistics = statistics.summed(parts.processes)
@@ -101,7 +104,7 @@ class Distiller:
         decision.check(self.step, parts.recipe.rollout.full_tokens)
         return decision
 
-    def _sample(self, decision: Decision) -> list[list[Rollout]]:
+    def _sample(self, decision: Decision, statistics: StepStatistics) -> list[list[Rollout]]:
         """Returns this process's rollouts that ended in the step, in mini-batches, one for each optimiser step."""
         parts, settings = self.parts, self.parts.recipe.rollout
         mini_batch = parts.recipe.training.mini_batch
@@ -110,6 +113,7 @@ class Distiller:
         with parts.ledger.phase("rollout"):
             rollouts = parts.engine.extend(stretches, parts.sampling)
         parts.ledger.add_stretches(stretches, rollouts, parts.learner.student_cost)
+        statistics.add_gained(parts.ledger.pending.generated_tokens)
         extended = iter(rollouts)
         mini_batches = [parts.flight.land(slots, [next(extended) for _ in slots]) for slots in batches]
         parts.ledger.add_ended([rollout for ended in mini_batches for rollout in ended], settings.full_tokens)
@@ -120,7 +124,7 @@ class Distiller:
         flops = parts.ledger.run.training_flops
         if evaluator is None or not evaluator.is_due(self.step, parts.total_steps, flops, self.evaluation):
             return
-        with parts.interruption.interruptible(), parts.ledger.phase("evaluation"):
+        with parts.ledger.phase("evaluation"), parts.average.as_student(), parts.interruption.interruptible():
             found = evaluator.run()
         parts.ledger.add(evaluated_tokens=found.measure.tokens)
         parts.ledger.commit(parts.processes)

@@ -15,6 +15,9 @@ from typing import Any
 
 from hopd.errors import RecipeError, nearest
 
+# Options that no parameter can be named after, because they are reserved words of Python: by the parameter's name.
+OPTIONS = {"continues": "continue"}
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -62,16 +65,16 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: st
     Raises `RecipeError`, with the nearest name, for an unknown option, and for one that is missing.
     """
     parameters = [p for p in inspect.signature(make).parameters.values() if p.name not in given]
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    known = [p.name for p in named]
+    named = {OPTIONS.get(p.name, p.name): p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    known = list(named)
     for option in options:
         if option in given or (option not in known and all(p.kind != p.VAR_KEYWORD for p in parameters)):
             raise RecipeError(
                 f"{what} has no option {option!r}{nearest(str(option), known)}; it takes {', '.join(known) or 'none'}"
             )
-    for parameter in named:
-        if parameter.default is parameter.empty and parameter.name not in options:
-            raise RecipeError(f"{what} needs {parameter.name}")
+    for option, parameter in named.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise RecipeError(f"{what} needs {option}")
 
 
 def construct(make: Callable[..., Any], options: Mapping[str, Any], what: str, **given: Any) -> Any:
@@ -81,8 +84,10 @@ def construct(make: Callable[..., Any], options: Mapping[str, Any], what: str, *
     """
     check_options(make, options, what, given)
     parameters = inspect.signature(make).parameters
+    names = {option: parameter for parameter, option in OPTIONS.items()}
+    arguments = {names.get(option, option): value for option, value in options.items()}
     try:
-        return make(**{name: value for name, value in given.items() if name in parameters}, **options)
+        return make(**{name: value for name, value in given.items() if name in parameters}, **arguments)
     except TypeError as error:  # a value that cannot be compared with a number
         raise RecipeError(f"{what} cannot be made of {dict(options)}: a value has the wrong type ({error})") from error
 

@@ -1,6 +1,8 @@
 """The comparison of finished runs: on short real runs, on written files, and the refusals."""
 
 import json
+import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from scipy import stats
 from hopd.analysis.comparison import Run, compare
 from hopd.distiller import Distiller
 from hopd.errors import RecipeError
+from hopd.forecast.machine import Machine
 from hopd.recipe import Recipe
 
 EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 32, seed: 9}, every: 1}"
@@ -32,6 +35,7 @@ def test_two_ways_of_training(run, command, tmp_path):
     found = compare(("short", sides["short"]), ("long", sides["long"]))
     assert found.seeds == (0, 1)
     assert found.cost["long"]["generated_tokens"] > found.cost["short"]["generated_tokens"]
+    assert (found.cost["long"]["serial_tokens"], found.cost["short"]["serial_tokens"]) == ((32, 32), (16, 16))
     last = {
         name: [json.loads((path / "evaluations.jsonl").read_text().splitlines()[-1])["score"] for path in paths]
         for name, paths in (("short", sides["short"]), ("long", sides["long"][::-1]))
@@ -39,24 +43,32 @@ def test_two_ways_of_training(run, command, tmp_path):
     assert found.scores == {name: tuple(scores) for name, scores in last.items()}
     assert found.difference == pytest.approx(np.mean(last["long"]) - np.mean(last["short"]))
     assert found.target == pytest.approx(np.mean(last["short"]))
-    ended = command(
-        "compare", *(f"{name}={','.join(map(str, paths))}" for name, paths in sides.items()), "--out", "found.json"
-    )
+    named = [f"{name}={','.join(map(str, paths))}" for name, paths in sides.items()]
+    ended = command("compare", *named, "--machine", "8xh100", "--out", "found.json")
     assert ended.code == 0, ended.err
+    assert "serial tokens: 32 against 16 (2.00)" in ended.out
+    assert "modelled seconds (a=0.0044,b=3.12e-16): 0.141 against 0.0704 (2.00)" in ended.out  # next to no FLOPs
     assert "long − short" in ended.out
     assert "32 problems, paired" in ended.out
     low, high = found.over_problems
     assert low <= found.difference <= high
-    assert json.loads((tmp_path / "found.json").read_text())["seeds"] == [0, 1]
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["seeds"] == [0, 1]
+    assert written["machine"] == asdict(Machine.named("8xh100"))
+    assert written["cost"]["long"]["modelled_seconds"] == pytest.approx([0.1408, 0.1408], rel=1e-4)
+    ended = command("compare", *named, "--machine", "8xh10")
+    assert (ended.code, ended.out) == (2, "")
+    assert "no machine is named '8xh10' (did you mean '8xh100'?)" in ended.err
 
 
-def fake(path, seed, scores, problems="the same", by_problem=None, **changes):
-    """Writes a finished run's files, with these evaluations."""
+def fake(path, seed, scores, problems="the same", by_problem=None, costs=None, **changes):
+    """Writes a finished run's files, with these evaluations; each step adds to `costs`."""
     path.mkdir()
     recipe = {"seed": seed, "training": {"steps": len(scores)}, "rollout": {"full_tokens": 10}, "task": {"size": 1}}
     (path / "recipe.yaml").write_text(json.dumps(recipe | changes))
     points = [
         {"step": i + 1, "score": score, "training_seconds": i + 1.0, "generated_tokens": 10, "training_flops": 1e9}
+        | {name: (i + 1) * cost for name, cost in (costs or {}).items()}
         for i, score in enumerate(scores)
     ]
     for name in ("evaluations", "metrics"):
@@ -94,6 +106,60 @@ def test_each_side_has_its_own_costs(tmp_path):
     same = compare(("short", short), ("long", long))
     assert "seconds: 4 against 1 (4.00)" in same.lines()
     assert "seconds to 0.5: 3 (2 of 2 runs) against 1 (2 of 2 runs)" in same.lines()  # to reach it is enough
+
+
+def test_which_way_is_cheaper_depends_on_the_machine(tmp_path):
+    """Few long rollouts a step against many short ones, to the same score in as many steps."""
+    few, many = (
+        [fake(tmp_path / f"{name}{i}", i, [0.1, 0.5, 0.5], costs=costs) for i in (0, 1)]
+        for name, costs in (
+            ("few", {"serial_tokens": 400, "training_flops": 1e9}),
+            ("many", {"serial_tokens": 40, "training_flops": 4e9}),
+        )
+    )
+    waits, computes = Machine(0.01, 1e-12), Machine(1e-6, 1e-9)
+    for machine, expected in ((waits, {"few": 8.002, "many": 0.808}), (computes, {"few": 2.0008, "many": 8.00008})):
+        found = compare(("few", few), ("many", many), machine)
+        for name, seconds in expected.items():
+            assert found.cost_to_target[name]["modelled_seconds"] == pytest.approx((seconds, seconds))
+            assert found.cost[name]["modelled_seconds"] == pytest.approx((1.5 * seconds, 1.5 * seconds))
+        assert found.cost["few"]["serial_tokens"] == (1200, 1200)
+    lines = compare(("few", few), ("many", many), Machine(0.01, 0)).lines()
+    assert "serial tokens to 0.5: 80 (2 of 2 runs) against 800 (2 of 2 runs)" in lines
+    assert "modelled seconds (a=0.01,b=0): 1.2 against 12 (0.10)" in lines
+    assert "modelled seconds (a=0.01,b=0) to 0.5: 0.8 (2 of 2 runs) against 8 (2 of 2 runs)" in lines
+    assert not any("modelled" in line or "unknown" in line for line in compare(("few", few), ("many", many)).lines())
+
+
+def test_runs_from_before_serial_tokens_are_compared_without_them(tmp_path):
+    counted, old = (
+        [fake(tmp_path / f"{name}{i}", i, [0.5], costs=costs) for i in (0, 1)]
+        for name, costs in (("counted", {"serial_tokens": 40}), ("old", None))
+    )
+    found = compare(("counted", counted), ("old", old))
+    assert list(found.cost["counted"]) == ["training_seconds", "generated_tokens", "training_flops"]
+    assert found.lines()[-1] == "serial tokens: unknown, since some steps were taken by hopd before 0.3"
+    with pytest.raises(RecipeError, match="old0 has steps without serial tokens"):
+        compare(("counted", counted), ("old", old), Machine(1, 1))
+
+
+def test_an_old_run_that_went_on_is_not_taken_for_a_cheap_one(run):
+    """Its ledger counts serial tokens from the resume on, so their sum lacks those of the steps before, even where no
+    evaluation is from before."""
+    path = run("old")
+    written = [path / "ledger.json", *path.glob("*.jsonl"), *path.glob("checkpoints/*/state.json")]
+    for file in written:
+        file.write_text(re.sub(r'"serial_tokens": ?\d+,?', "", file.read_text()))
+    assert not any("serial_tokens" in file.read_text() for file in written)
+    recipe = Recipe.load(path / "recipe.yaml", ["training.steps=3"])
+    evaluation = Distiller.of(recipe, resume=True).train().evaluation
+    assert evaluation is not None
+    assert evaluation.serial_tokens == 8  # of one step of three
+    (path / "evaluations.jsonl").write_text((path / "evaluations.jsonl").read_text().splitlines()[-1] + "\n")
+    found = Run.read(path)
+    assert [point["step"] for point in found.curve] == [3]
+    assert not found.records("serial_tokens")
+    assert found.records("generated_tokens")
 
 
 def test_problems_are_paired(tmp_path):

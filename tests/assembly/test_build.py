@@ -27,9 +27,9 @@ class Counting(NativeEngine):
         super().__init__(student)
         self.asked = []
 
-    def sample(self, prompts, max_tokens, *rest, **named):
-        self.asked.append(max_tokens)
-        return super().sample(prompts, max_tokens, *rest, **named)
+    def extend(self, stretches, sampling):
+        self.asked.append(max(stretch.limit for stretch in stretches))
+        return super().extend(stretches, sampling)
 
 
 def test_an_engine_of_ones_own_samples_for_training_preflight_and_evaluation(tiny):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hopd.distiller import Distiller
-from hopd.evaluation import evaluate, measure_divergence
+from hopd.evaluation import Evaluation, evaluate, measure_divergence
 from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, NativeEngine, Sampling
@@ -56,6 +56,15 @@ def test_the_window_trains_on_less_than_the_horizon_generates(tmp_path):
     assert account["generated_tokens"] == 4 * 8 * 10
     assert account["trained_tokens"] == 4 * 8 * 4
     assert account["full_rollouts_tokens"] == 4 * 8 * 130
+
+
+def test_a_line_reads_back_and_so_does_one_from_before_serial_tokens(tmp_path):
+    run, result = distil(tmp_path)
+    line = run.parts.directory.read("evaluations")[-1]
+    assert line["serial_tokens"] == result.evaluation.serial_tokens == 4 * 10
+    assert Evaluation.of_line(line).line() == line
+    del line["serial_tokens"]
+    assert Evaluation.of_line(line).line() == line | {"serial_tokens": 0}
 
 
 def test_evaluation_by_compute_is_due_at_equal_flops(tmp_path):

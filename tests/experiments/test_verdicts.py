@@ -9,6 +9,7 @@ from experiments.navigation.simple_navigation import DRAWN
 
 def point(step, accuracy, seconds):
     tokens = {"generated_tokens": 10 * step, "training_seconds": seconds, "training_flops": 1e9}
+    tokens["serial_tokens"] = 1200 * step
     return {"step": step, "accuracy": accuracy, "success": accuracy, "seconds": seconds, **tokens}
 
 
@@ -35,6 +36,16 @@ def verdicts(name, results, out):
 def test_quickstart_horizons(tmp_path, opd, popd, topd, expected):
     results = {"OPD": runs(0.0, *opd), "POPD": runs(0.0, *popd), "TOPD 0.1": runs(0.0, *topd)}
     assert verdicts("quickstart-horizons", results, tmp_path) == expected
+
+
+def test_a_page_of_horizons_names_serial_tokens_unless_the_results_are_older(tmp_path):
+    old = runs(0.0, 0.9, 10.0, count=1)
+    old[0]["curve"] = [{k: v for k, v in p.items() if k != "serial_tokens"} for p in old[0]["curve"]]
+    results = {"OPD": runs(0.0, 0.95, 60.0), "POPD": old, "TOPD 0.1": runs(0.0, 0.95, 10.0)}
+    (table,) = EXPERIMENTS["quickstart-horizons"].page(results | {"POPD": 3 * old}, tmp_path).tables
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]
+    column = header.index("serial tokens")
+    assert {row[0]: row[column] for row in rows} == {"OPD": "2.4k", "POPD": "–", "TOPD 0.1": "2.4k"}
 
 
 @pytest.mark.parametrize(
@@ -127,3 +138,28 @@ def test_prefix_continuation(tmp_path, after, growth, expected):
         "after": [{"accuracy": after, **common}] * 3,
     }
     assert verdicts("prefix-continuation", results, tmp_path) == expected
+
+
+def look(alignment, noise, sketched_alignment, sketched_noise):
+    whole, sketch = (
+        [{"alignment": 1.0, "noise": noise[0]}, *({"alignment": alignment, "noise": noise[1]} for _ in range(9))]
+        for alignment, noise in ((alignment, noise), (sketched_alignment, sketched_noise))
+    )
+    return {"whole": whole, "sketch": sketch, "verdict": "A short horizon can do."}
+
+
+NEAR, FAR = look(0.5, (1, 2), 0.6, (0.8, 1.5)), look(0.5, (1, 2), 0.9, (1, 9))
+UNKNOWN = look(float("inf"), (1, float("inf")), -3.0, (0.4, 0.1))  # no signal late, and noise too low at first
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        ([NEAR] * 3, ["holds", "holds"]),
+        ([NEAR] * 2 + [UNKNOWN], ["holds", "holds in part"]),
+        ([NEAR] * 9 + [FAR], ["holds in part", "holds in part"]),
+        ([NEAR, FAR], ["does not hold", "does not hold"]),
+    ],
+)
+def test_block_gradients(tmp_path, looks, expected):
+    assert verdicts("block-gradients", {"two-phase": looks}, tmp_path) == expected

@@ -17,6 +17,11 @@ from hopd.errors import RecipeError
         ({"controller": "progressive", "start": 5, "increment": 2}, horizon.Progressive(100, 5, 2, 1)),
         ({"controller": "progressive", "start": 5, "increment": 2, "every": 3}, horizon.Progressive(100, 5, 2, 3)),
         ({"controller": "staged", "stages": {0: 5, 3: 7}}, horizon.Staged(100, {0: 5, 3: 7})),
+        ({"controller": "full", "rollouts": 3}, horizon.Full(100, rollouts=3)),
+        (
+            {"controller": "truncated", "tokens": 9, "continue": True, "rollouts": 16, "whole": 4},
+            horizon.Truncated(100, tokens=9, continues=True, rollouts=16, whole=4),
+        ),
     ],
 )
 def test_a_mapping_becomes_its_controller(spec: dict[str, Any], controller: horizon.Controller) -> None:
@@ -69,6 +74,21 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
 def test_the_full_length_is_an_argument_and_no_option_of_the_mapping() -> None:
     with pytest.raises(RecipeError, match="'full' has no option 'full_tokens'; it takes rollouts, whole, continue"):
         horizon.build({"controller": "full", "full_tokens": 50}, full_tokens=100)
+
+
+def test_continue_has_this_name_in_every_mapping_and_sentence() -> None:
+    """In Python it is a reserved word, so the classes call it `continues`."""
+    made = horizon.Truncated(100, ratio=0.1, continues=True)
+    described = horizon.describe(made)
+    assert described["continue"] is True
+    assert "continues" not in described
+    assert horizon.build(described, full_tokens=100) == made
+    with pytest.raises(RecipeError, match=r"'continues' \(did you mean 'continue'\?\); it takes .*continue, "):
+        horizon.build({"controller": "truncated", "ratio": 0.1, "continues": True}, full_tokens=100)
+    with pytest.raises(RecipeError) as error:
+        horizon.build({"controller": "full", "contine": True}, full_tokens=100)
+    assert "(did you mean 'continue'?)" in str(error.value)
+    assert "continues" not in str(error.value)
 
 
 def test_a_missing_option_is_named() -> None:

@@ -139,6 +139,50 @@ def test_a_controller_that_loads_a_saved_state_decides_like_the_one_that_saved_i
     assert fresh.decide(step + 1) == controller.decide(step + 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "spent", "reason"),
+    [
+        ({}, (None, 0, False), "truncated: 30 of 100 tokens"),
+        ({"rollouts": 5}, (5, 0, False), "truncated: 30 of 100 tokens"),
+        ({"whole": 2}, (None, 2, False), "truncated: 30 of 100 tokens, 2 rollouts whole"),
+        ({"continues": True}, (None, None, True), "truncated: 30 of 100 tokens, continued"),
+        (
+            {"continues": True, "whole": 2, "rollouts": 5},
+            (5, 2, True),
+            "truncated: 30 of 100 tokens, continued, 2 rollouts whole",
+        ),
+    ],
+)
+def test_every_schedule_says_how_many_rollouts_there_are_and_whether_they_continue(
+    options: dict[str, Any], spent: tuple[Any, ...], reason: str
+) -> None:
+    decision = Truncated(100, tokens=30, **options).decide(0)
+    assert (decision.rollouts, decision.whole, decision.continues) == spent
+    assert (decision.tokens, decision.end, decision.reason) == (30, None, reason)
+    for other in (Full(100, **options), Progressive(100, 5, 1, **options), Staged(100, {0: 9}, **options)):
+        decision = other.decide(0)
+        assert (decision.rollouts, decision.whole, decision.continues) == spent
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rollouts": 0}, "horizon rollouts must be at least 1, got 0"),
+        ({"rollouts": 2.5}, "horizon rollouts must be a whole number, got 2.5"),
+        ({"whole": 0}, "horizon whole must be at least 1, got 0"),
+        ({"whole": True}, "horizon whole must be a whole number, got True"),
+        ({"rollouts": 3, "whole": 4}, "horizon whole must be at most rollouts = 3, got 4"),
+        ({"continues": "yes"}, "horizon continue must be true or false, got 'yes'"),
+        ({"continues": 1}, "horizon continue must be true or false, got 1"),
+    ],
+)
+def test_every_schedule_names_the_number_that_makes_no_step(options: dict[str, Any], sentence: str) -> None:
+    for make in (lambda: Full(100, **options), lambda: Staged(100, {0: 9}, **options)):
+        with pytest.raises(RecipeError) as error:
+            make()
+        assert str(error.value) == sentence
+
+
 @pytest.mark.parametrize("ratio", [10, 1.5, 512])
 def test_a_ratio_above_one_is_an_error_that_offers_tokens(ratio: float) -> None:
     with pytest.raises(RecipeError, match=rf"ratio must be in \(0, 1\], got {ratio} \(did you mean tokens: {ratio}\?"):

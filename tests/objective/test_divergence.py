@@ -67,7 +67,9 @@ def test_credit_is_the_discounted_sum_of_later_signals(lengths, gamma, seed):
         (TopK, {"k": 0}, "at least 1"),
         (TopK, {"tail": "bucket", "candidates": "teacher"}, "write tail: paper or renormalised"),
         (Sampled, {"gamma": 2.0}, "from 0 .* to 1"),
-        (Sampled, {"importance_cap": -1.0}, "positive"),
+        (Sampled, {"importance_cap": -1.0}, "importance_cap must be positive, got -1"),
+        (TopK, {"importance_cap": 0.0}, "importance_cap must be positive, got 0"),
+        (Full, {"importance_cap": float("nan")}, "importance_cap must be positive, got nan"),
     ],
 )
 def test_values_out_of_range_are_errors(estimator, options, sentence):

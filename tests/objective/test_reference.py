@@ -79,6 +79,10 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
         else:
             m = objective.beta * q + (1 - objective.beta) * p
             loss = objective.beta * (q * (q / m).log()).sum() + (1 - objective.beta) * (p * (p / m).log()).sum()
+        if objective.estimator != "sampled" and objective.importance_cap is not None:
+            before = [s for s in range(N) if at.row[s] == at.row[n] and at.position[s] < at.position[n]]
+            ratio = math.prod(math.exp(float(log_p[s, at.tokens[s]]) - float(at.behaviour[s])) for s in before)
+            loss = min(ratio, objective.importance_cap) * loss
         total = total + at.weight[n] * loss
     return total
 
@@ -96,6 +100,13 @@ OBJECTIVES = [
     Full(divergence="forward_kl"),
     Full(divergence="jsd", beta=0.5),
     Full(divergence="jsd", beta=0.1),
+    Sampled(importance_cap=0.5),
+    TopK(k=4, importance_cap=0.5),
+    TopK(k=4, tail="renormalised", importance_cap=0.5),
+    TopK(k=4, tail="bucket", importance_cap=0.5),
+    Full(importance_cap=0.5),
+    Full(divergence="forward_kl", importance_cap=1e-3),
+    Full(divergence="jsd", importance_cap=1e6),
 ]
 
 

@@ -98,6 +98,10 @@ def test_several_mistakes_are_reported_together() -> None:
         ("training.learning_rate", 0),
         ("training.learning_rate", math.nan),
         ("training.schedule", "cosin"),
+        ("training.decay", 0),
+        ("training.decay", 20),
+        ("training.ema", 0),
+        ("training.ema", 1),
         ("training.clip_norm", 0),
         ("training.weight_decay", -0.1),
         ("training.warmup_steps", -1),
@@ -120,9 +124,15 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
         ("horizon", {"controller": "truncated", "ratio": 10}, r"got 10 \(did you mean tokens: 10\?"),
         ("horizon", {"controller": "truncated", "tokens": 101}, "at most the full length 100, got 101"),
         ("horizon", {"controller": "ful"}, r"did you mean 'full'"),
+        ("horizon", {"controller": "full", "rollouts": 0}, "horizon rollouts must be at least 1, got 0"),
+        ("horizon", {"controller": "full", "rollouts": 2, "whole": 3}, "whole must be at most rollouts = 2, got 3"),
+        ("horizon", {"controller": "full", "whole": 5}, r"the 4 rollouts of a step .*got 5; write horizon\.roll"),
+        ("horizon", {"controller": "full", "continue": "yes"}, "continue must be true or false, got 'yes'"),
+        ("horizon", {"controller": "full", "continues": True}, r"no option 'continues' \(did you mean 'continue'\?\)"),
         ("window", {"kind": "frist", "tokens": 3}, r"did you mean 'first'"),
         ("window", {"kind": "first", "tokens": 0}, "whole number of at least 1, got 0"),
         ("objective", {"estimator": "top_k", "k": 0}, "k must be at least 1, got 0"),
+        ("objective", {"importance_cap": 0}, "objective: importance_cap must be positive, got 0"),
         ("objective", {"estimator": "top_k", "divergence": "jsd"}, "not to 'top_k'; write estimator: full"),
         (
             "objective",
@@ -134,6 +144,11 @@ def test_a_value_of_the_wrong_type_or_range_is_an_error_that_names_its_place(pla
             {"estimator": "topk"},
             r"objective\.estimator must be one of .*got 'topk' \(did you mean 'top_k'",
         ),
+        (
+            "training.decay",
+            0.2,
+            r"decay belongs to schedule: wsd, and the schedule is constant; remove decay, or write",
+        ),
         ("training.mini_batch", 3, r"mini_batch must divide rollout\.prompts = 4, got 3"),
     ],
 )
@@ -142,6 +157,19 @@ def test_options_that_contradict_each_other_are_an_error_before_anything_is_load
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
         Recipe.parse(minimal(**{place: value}))
+
+
+def test_rollouts_that_continue_and_mini_batches_exclude_each_other() -> None:
+    mini = {"training.mini_batch": 2}
+    assert Recipe.parse(minimal(horizon={"controller": "full", "continue": False}, **mini))
+    with pytest.raises(RecipeError, match=r"with horizon\.continue .*; write no training\.mini_batch"):
+        Recipe.parse(minimal(horizon={"controller": "full", "continue": True}, **mini))
+
+
+@pytest.mark.parametrize("keys", ["old", True])
+def test_keys_are_kept_or_refreshed(keys: object) -> None:
+    with pytest.raises(RecipeError, match=r"rollout\.engine\.keys: input should be 'kept' or 'refreshed', got "):
+        Recipe.parse(minimal(**{"rollout.engine": {"kind": "native", "keys": keys}}))
 
 
 @pytest.mark.parametrize("source", ["additon", None, 3])

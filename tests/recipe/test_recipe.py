@@ -28,7 +28,7 @@ teachers:
   small: {model: m}
 task: {source: file, path: rows.jsonl, prompt: question, answer: solution, check: exact, teacher: judge, limit: 9}
 rollout: {prompts: 8, samples: 2, full_tokens: 100, prompt_tokens: 50, too_long: error, temperature: 0.7, top_k: 5}
-horizon: {controller: progressive, start: 10, increment: 3, every: 2}
+horizon: {controller: progressive, start: 10, increment: 3, every: 2, rollouts: 12, whole: 2}
 window: {kind: segment, start: 0.2, end: 0.3}
 objective: {estimator: sampled, gamma: 0.5, control_variate: true, importance_cap: 2.0}
 training: {epochs: 1.5, mini_batch: 4, learning_rate: 1e-6, schedule: cosine, betas: [0.9, 0.95], precision: bf16}
@@ -54,6 +54,23 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
 def test_a_recipe_survives_a_round_trip_through_yaml(text: str) -> None:
     recipe = Recipe.parse(yaml.safe_load(text))
     assert reread(recipe) == recipe
+
+
+def test_a_recipe_whose_rollouts_continue_is_written_with_the_word_that_it_was_read_with() -> None:
+    horizon = {"controller": "truncated", "ratio": 0.1, "continue": True, "rollouts": 16}
+    recipe = Recipe.parse(minimal(horizon=horizon))
+    assert recipe.horizon == Truncated(100, ratio=0.1, continues=True, rollouts=16)
+    assert reread(recipe) == recipe
+    assert yaml.safe_load(recipe.yaml())["horizon"].items() >= horizon.items()
+    assert "continues" not in recipe.yaml()
+    assert recipe.with_changes(horizon=recipe.horizon).controller() == recipe.horizon
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "top_k", "full"])
+def test_every_estimator_has_an_importance_cap(estimator: str) -> None:
+    recipe = Recipe.parse(minimal(objective={"estimator": estimator, "importance_cap": 2}))
+    assert reread(recipe) == recipe
+    assert yaml.safe_load(recipe.yaml())["objective"]["importance_cap"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -151,8 +168,10 @@ WRITTEN_BEFORE = {
     ("written", "objective"),
     [
         ({"estimator": "full", "divergence": "jsd"}, FullVocabulary("jsd")),
+        ({"estimator": "full", "importance_cap": 2.0}, FullVocabulary(importance_cap=2.0)),
         ({"estimator": "top_k", "k": 4}, TopK(4)),
-        ({"estimator": "sampled", "gamma": 1.0}, Sampled(1.0)),
+        ({"estimator": "top_k", "importance_cap": 2.0}, TopK(importance_cap=2.0)),
+        ({"estimator": "sampled", "gamma": 1.0, "importance_cap": 2.0}, Sampled(1.0, importance_cap=2.0)),
     ],
 )
 def test_a_recipe_that_an_older_run_wrote_is_read_as_the_same_recipe(
@@ -175,6 +194,14 @@ def test_the_written_recipe_has_every_default() -> None:
     assert content["rollout"]["temperature"] == 1.0
     assert content["objective"]["divergence"] == "reverse_kl"
     assert content["checkpoint"] == {"every": 50, "keep_last": 2, "keep_best": False}
+
+
+def test_wsd_decays_in_the_last_fifth_unless_told_otherwise() -> None:
+    for changes, decay in (({}, 0.2), ({"training.decay": None}, 0.2), ({"training.decay": 1.0}, 1.0)):
+        recipe = Recipe.parse(minimal(**{"training.schedule": "wsd", **changes}))
+        assert recipe.training.decay == decay
+        assert reread(recipe) == recipe
+    assert TrainingSection(steps=2, learning_rate=1e-4).decay is None
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:

@@ -247,9 +247,9 @@ def test_a_run_that_is_stopped_before_its_first_step_is_resumed_from_the_beginni
     from hopd.rollout import NativeEngine
 
     class Stopping(NativeEngine):
-        def sample(self, *arguments, **options):
+        def extend(self, *arguments):
             signal.raise_signal(signal.SIGTERM)
-            return super().sample(*arguments, **options)
+            return super().extend(*arguments)
 
     run = Distiller.of(Recipe.load(tiny))
     run.parts.engine = Stopping(run.parts.student)

@@ -28,7 +28,7 @@ def recipe(output, name="run"):
             "task": {"source": "addition", "steps": 3, "size": 40},
             "rollout": {"prompts": 8, "full_tokens": 100},
             "horizon": {"controller": "progressive", "start": 8, "increment": 3},
-            "training": {"steps": STEPS, "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 3},
+            "training": {"steps": STEPS, "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 3, "ema": 0.8},
             "evaluation": {"task": {"source": "addition", "steps": 2, "size": 4, "held_out": True}, "every": 5},
             "checkpoint": {"every": 2, "keep_last": 2, "keep_best": True},
         }
@@ -67,7 +67,8 @@ def outcome(output):
         lines[name] = [{k: v for k, v in row.items() if "seconds" not in k and k != "peak_memory"} for row in rows]
     ledger = json.loads((run / "ledger.json").read_text())["run"]
     del ledger["seconds"]
-    weights = {file: (last / file).read_bytes() for file in ("model.safetensors", "optimizer.safetensors")}
+    files = ("model.safetensors", "optimizer.safetensors", "average/model.safetensors")
+    weights = {file: (last / file).read_bytes() for file in files}
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     return weights, lines, ledger, kept
 

@@ -128,6 +128,7 @@ def test_state_that_was_gathered_to_the_cpu_is_not_copied_again(monkeypatch):
         ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
         ("linear", [0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2]),
         ("cosine", [0.25, 0.5, 0.75, 1, 0.9045, 0.6545, 0.3455, 0.0955]),
+        ("wsd", [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.625]),  # decays in the last 1.6 of 8 steps
     ],
 )
 def test_learning_rates(schedule, expected):

@@ -6,7 +6,7 @@ that is an error, which says what differs.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ from scipy import stats
 
 from hopd.errors import RecipeError
 from hopd.evaluation.intervals import paired_interval
+from hopd.forecast.machine import Machine
 
 # Keys of the recipe that decide what is measured: they must be equal in all runs.
 SAME = ("student", "teacher", "teachers", "task", "evaluation", "rollout.full_tokens", "rollout.prompt_tokens")
 FREE = ("every", "every_flops", "at_start", "rows")  # keys of an evaluation that do not change its result
-COSTS = {"training_seconds": "seconds", "generated_tokens": "tokens", "training_flops": "FLOPs"}
+COSTS = {
+    "training_seconds": "seconds",
+    "generated_tokens": "tokens",
+    "serial_tokens": "serial tokens",
+    "training_flops": "FLOPs",
+    "modelled_seconds": "modelled seconds",  # only where a machine is given
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,16 @@ class Run:
         curve = _lines(path / "evaluations.jsonl")
         if not curve:
             raise RecipeError(f"{path} was never evaluated; give its recipe an evaluation section, or run hopd eval")
-        steps = [line["step"] for line in _lines(path / "metrics.jsonl")]
+        metrics = _lines(path / "metrics.jsonl")
+        steps = [line["step"] for line in metrics]
         planned = recipe["training"].get("steps")
         if curve[-1]["step"] != steps[-1] or (planned is not None and steps[-1] < planned):
             raise RecipeError(f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; hopd train --resume")
         last = next((line for line in _lines(path / "scores.jsonl") if line["step"] == steps[-1]), None)
         if last is None:
             raise RecipeError(f"{path} has no scores.jsonl with the scores of each problem: train it again")
+        if not all("serial_tokens" in line for line in metrics):  # hopd before 0.3 took some steps, and counted none
+            curve = [{key: value for key, value in point.items() if key != "serial_tokens"} for point in curve]
         return cls(path, recipe, tuple(curve), last["problems"], tuple(last["scores"]))
 
     @property
@@ -65,6 +75,22 @@ class Run:
         """Returns the last score."""
         return float(self.curve[-1]["score"])
 
+    def records(self, kind: str) -> bool:
+        """Tells whether every evaluation has this cost."""
+        return all(kind in point for point in self.curve)
+
+    def on(self, machine: Machine) -> "Run":
+        """Adds what each evaluation's costs would be in seconds of the machine. Raises `RecipeError` if the run has no
+        serial tokens."""
+        if not self.records("serial_tokens"):
+            raise RecipeError(
+                f"{self.path} has steps without serial tokens, which hopd counts since 0.3: train it again, or compare "
+                "without --machine"
+            )
+        seconds = [machine.seconds(point["serial_tokens"], point["training_flops"]) for point in self.curve]
+        curve = zip(self.curve, seconds, strict=True)
+        return replace(self, curve=tuple({**point, "modelled_seconds": modelled} for point, modelled in curve))
+
     def cost_to(self, target: float, kind: str) -> float | None:
         """Returns the run's cost when an evaluation first reached `target`, or None if none did."""
         return next((point[kind] for point in self.curve if point["score"] >= target), None)
@@ -75,7 +101,8 @@ class Comparison:
     """Holds the mean difference over seeds, the other's last score minus the baseline's, with 95 % intervals.
 
     `over_problems` is for these weights on other problems (paired bootstrap), `over_seeds` for other seeds on these
-    problems (Student's t; `p` is of the paired t-test), and `over_both` for other seeds on other problems.
+    problems (Student's t; `p` is of the paired t-test), and `over_both` for other seeds on other problems. Costs are
+    named as in `COSTS`, and are those that all runs have; `machine` is the one of the modelled seconds.
     """
 
     baseline: str
@@ -91,6 +118,7 @@ class Comparison:
     target: float
     cost_to_target: Mapping[str, Mapping[str, tuple[float | None, ...]]]
     cost: Mapping[str, Mapping[str, tuple[float, ...]]]
+    machine: Machine | None = None
 
     def lines(self) -> list[str]:
         """Returns the comparison as text, one entry per line."""
@@ -104,23 +132,31 @@ class Comparison:
         )
         lines.append(f"  with other seeds, these problems: {_span(self.over_seeds)} (paired t-test, p = {self.p:.2g})")
         lines.append(f"  with other seeds on other problems: {_span(self.over_both)}")
-        for kind, unit in COSTS.items():
+        for kind in self.cost[self.baseline]:
+            unit = COSTS[kind] + (f" ({self.machine})" if kind == "modelled_seconds" else "")
             mine, theirs = (np.mean(self.cost[name][kind]) for name in (self.other, self.baseline))
             lines.append(f"{unit}: {mine:.3g} against {theirs:.3g} ({mine / theirs:.2f})")
             reached = [self.cost_to_target[name][kind] for name in (self.other, self.baseline)]
             lines.append(f"{unit} to {self.target:.4g}: {_reached(reached[0])} against {_reached(reached[1])}")
+        if "serial_tokens" not in self.cost[self.baseline]:
+            lines.append("serial tokens: unknown, since some steps were taken by hopd before 0.3")
         return lines
 
 
-def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Path]]) -> Comparison:
-    """Compares two ways of training, each given as its name and one run per seed.
+def compare(
+    baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Path]], machine: Machine | None = None
+) -> Comparison:
+    """Compares two ways of training, each given as its name and one run per seed, also in seconds of a `machine`.
 
     The target of the costs is the baseline's mean last score. Raises `RecipeError` if the runs cannot be compared.
     """
     runs = {
         name: sorted((Run.read(path) for path in paths), key=lambda run: run.seed) for name, paths in (baseline, other)
     }
+    if machine:
+        runs = {name: [run.on(machine) for run in of_name] for name, of_name in runs.items()}
     first, second = runs[baseline[0]], runs[other[0]]
+    kinds = [kind for kind in COSTS if all(run.records(kind) for run in (*first, *second))]
     seeds = tuple(run.seed for run in first)
     if tuple(run.seed for run in second) != seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(
@@ -151,13 +187,14 @@ def compare(baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Pat
         problems=by_problem.shape[1],
         target=target,
         cost_to_target={
-            name: {kind: tuple(run.cost_to(target, kind) for run in of_name) for kind in COSTS}
+            name: {kind: tuple(run.cost_to(target, kind) for run in of_name) for kind in kinds}
             for name, of_name in runs.items()
         },
         cost={
-            name: {kind: tuple(float(run.curve[-1][kind]) for run in of_name) for kind in COSTS}
+            name: {kind: tuple(float(run.curve[-1][kind]) for run in of_name) for kind in kinds}
             for name, of_name in runs.items()
         },
+        machine=machine,
     )
 
 

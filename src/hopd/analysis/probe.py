@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopd.analysis.alignment import Alignment, alignment
 from hopd.assembly.models import load_models
 from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
@@ -22,6 +23,7 @@ from hopd.objective.head import BLOCK_BYTES, chunks
 from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
+from hopd.teacher import LocalTeacher
 
 TOP = 16
 QUANTILES = (0.5, 0.9, 0.99)
@@ -141,11 +143,35 @@ def probe(
     return Probe(tuple(made), len(rollouts), suggested_horizon(made))
 
 
-def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:
-    """Runs `hopd probe`: probes the recipe's student (or another, given by its source) against its teacher.
+@dataclass(frozen=True)
+class Answers:
+    """Holds the student's rollouts on prompts of a recipe, and both models."""
 
-    It uses the first `prompts` prompts of the task, and the recipe's sampling and full length. Raises `RecipeError` if
-    the recipe does not have exactly one local teacher.
+    recipe: Recipe
+    student: LanguageModel
+    teacher: LanguageModel
+    rollouts: list[Rollout]
+
+    def probe(self, bins: int = 20) -> Probe:
+        """Probes the student, position by position."""
+        return probe(self.student, self.teacher, self.rollouts, bins)
+
+    def alignment(self) -> Alignment:
+        """Compares the gradients of the tenths, of the recipe's loss. Raises `ModelError` if that cannot be done."""
+        rollout, tokens = self.recipe.rollout, self.recipe.training.tokens_per_batch
+        teacher = LocalTeacher(self.teacher, rollout.temperature)
+        objective, full_tokens = self.recipe.objective, rollout.full_tokens
+        return alignment(self.student, teacher, self.rollouts, objective, full_tokens, rollout.temperature, tokens)
+
+
+def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str | None = None) -> Probe:
+    """Probes the recipe's student (or another, given by its source) against its teacher: see `answer`."""
+    return answer(recipe, prompts, student).probe(bins)
+
+
+def answer(recipe: Recipe, prompts: int = 64, student: str | None = None) -> Answers:
+    """Lets the recipe's student (or another, given by its source) answer the first `prompts` prompts of the task, with
+    the recipe's sampling and to its full length. Raises `RecipeError` unless the recipe has exactly one local teacher.
     """
     if not isinstance(recipe.teacher, ModelSource):
         raise RecipeError(
@@ -159,7 +185,7 @@ def probe_recipe(recipe: Recipe, prompts: int = 64, bins: int = 20, student: str
     chosen = build_prompts(recipe.task, models.student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
     engine = NativeEngine(models.student, recipe.rollout.rows)
     rollouts = engine.sample(chosen.prompts[:prompts], recipe.rollout.full_tokens, recipe.rollout.sampling, recipe.seed)
-    return probe(models.student, models.teachers[None], rollouts, bins)
+    return Answers(recipe, models.student, models.teachers[None], rollouts)
 
 
 def suggested_horizon(bins: Sequence[Bin]) -> int | None:

@@ -12,21 +12,21 @@ from torch import nn
 
 from hopd.assembly.engine import build_engine
 from hopd.assembly.evaluator import build_evaluator
-from hopd.assembly.models import Models, load_models
+from hopd.assembly.models import Models, load_models, load_saved
 from hopd.assembly.parts import Parts
 from hopd.assembly.prompts import build_prompts
 from hopd.assembly.teacher import build_teacher
 from hopd.compute.allocator import keep_freed_memory
 from hopd.compute.attention import MATMUL, SDPA
-from hopd.errors import CheckpointError, RecipeError
+from hopd.errors import CheckpointError, ModelError, RecipeError
 from hopd.horizon import Controller
 from hopd.model import LanguageModel
 from hopd.model.attention_choice import attention_of, can_choose_attention, choose_attention
 from hopd.model.flops import PassCost
 from hopd.model.fsdp import shard
 from hopd.processes import Processes
-from hopd.recipe import AdaptersOff, Recipe
-from hopd.rollout import Engine, NativeEngine
+from hopd.recipe import AdaptersOff, NativeDecoding, Recipe
+from hopd.rollout import Engine, NativeEngine, Stream, fold
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
 from hopd.run.drift import DriftAlarm
@@ -37,10 +37,12 @@ from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
 from hopd.run.trackers import check_trackers
 from hopd.teacher import Teacher
+from hopd.training.averaging import WeightAverage
 from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
+from hopd.training.sketch import Sketch
 
 
 class Replacements(TypedDict, total=False):
@@ -88,12 +90,16 @@ def build(
     flight = Flight(order, rollout.prompts * rollout.samples, rollout.full_tokens, recipe.seed, processes)
     controller = controller or recipe.controller()
 
+    sketch = _sketch(recipe, controller, models)  # before the student is sharded
     _place(student, recipe, processes)
     sampler = engine(student) if engine else build_engine(recipe, student, processes)
     own_rows = isinstance(sampler, NativeEngine) and engine is None  # the evaluation decodes more at once
     evaluator = build_evaluator(recipe, student, models.teachers.get(None), processes, None if own_rows else sampler)
     ledger = Ledger(directory.path / "ledger.json", processes.is_first, clock)
     optimizer = MasterOptimizer(student.model, training, total_steps)
+    average = WeightAverage(student, optimizer, training.ema)
+    if resumed and training.ema:
+        average.load(dict(load_saved(recipe, resumed.average).model.named_parameters()), state["averaged_updates"])
     longest = max(len(prompt.ids) for prompt in prompts.prompts) + rollout.full_tokens
     attention = _use_attention(recipe, models, longest, state.get("attention"), processes)
     if training.gradient_checkpointing:
@@ -110,6 +116,8 @@ def build(
         processes=processes,
         temperature=rollout.temperature,
         tokens_per_batch=training.tokens_per_batch,
+        compares=getattr(controller, "compares", False),
+        sketch=sketch,
     )
     learner.remote.restore(state.get("fingerprints", {}))
     drift = DriftAlarm.restored(state.get("drift"))
@@ -118,12 +126,16 @@ def build(
         "fingerprints": learner.remote.fingerprints,
         "controller": controller.state_dict,
         "ledger": ledger.state_dict,
+        "averaged_updates": lambda: average.updates,
         "flight": flight.state_dict,
         "drift": drift.state_dict,
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
-    mismatch = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm)
+    keeps = (
+        isinstance(rollout.engine, NativeDecoding) and rollout.engine.keys == "kept" and controller.decide(0).continues
+    )
+    mismatch = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,
@@ -139,11 +151,20 @@ def build(
         engine=sampler,
         sampling=rollout.sampling,
         learner=learner,
+        average=average,
         evaluator=evaluator,
         ledger=ledger,
         directory=directory,
         checkpointer=Checkpointer(
-            directory.checkpoints, recipe.checkpoint, total_steps, student, optimizer, tensors, saved, processes
+            directory.checkpoints,
+            recipe.checkpoint,
+            total_steps,
+            student,
+            optimizer,
+            average,
+            tensors,
+            saved,
+            processes,
         ),
         recorder=Recorder(recipe.name, directory, ledger, mismatch, drift, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),
@@ -159,6 +180,18 @@ def check_same_checkpoint(step: int, processes: Processes) -> None:
             f"the processes found checkpoints of different steps ({', '.join(map(str, sorted(set(steps))))}); "
             "output must be on a file system that all nodes share"
         )
+
+
+def _sketch(recipe: Recipe, controller: Controller, models: Models) -> Sketch | None:
+    """Returns what sketches gradients, if the controller asks for them. Where the student allows no sketches, a note
+    says so, and the controller's evidence has no gradients."""
+    if not getattr(controller, "sketches", False):
+        return None
+    try:
+        return Sketch.of(models.student, recipe.rollout.full_tokens, fold(recipe.seed, Stream.SKETCH))
+    except ModelError as error:
+        models.notes.append(f"the controller asks for sketches of gradients and gets none: {error}")
+        return None
 
 
 def _place(student: LanguageModel, recipe: Recipe, processes: Processes) -> None:

@@ -35,11 +35,7 @@ def load_models(
     """
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
-    if checkpoint is not None:
-        layers = recipe.student.layers if recipe.lora else None  # a base is as it came, all else as it was trained
-        student = load(str(checkpoint), device=place, layers=layers, trust_remote_code=recipe.student.trust_remote_code)
-    else:
-        student = load_source(recipe.student, place, torch.float32)
+    student = load_saved(recipe, checkpoint, place) if checkpoint else load_source(recipe.student, place, torch.float32)
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
     elif has_adapters(student.model):
@@ -55,6 +51,12 @@ def load_models(
     else:
         teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
     return Models(student, teachers, share_vocabulary(student, list(teachers.values())))
+
+
+def load_saved(recipe: Recipe, directory: Path, device: torch.device | str = "cpu") -> LanguageModel:
+    """Loads the student, or its average, from a directory of a checkpoint, in fp32. Raises `ModelError`."""
+    layers = recipe.student.layers if recipe.lora else None  # a base is as it came, all else as it was trained
+    return load(str(directory), device=device, layers=layers, trust_remote_code=recipe.student.trust_remote_code)
 
 
 def local_by_name(teacher: Teacher, temperature: float) -> dict[str | None, LocalTeacher]:

@@ -16,6 +16,7 @@ from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
 from hopd.run.recorder import Recorder
 from hopd.tasks import PromptSet
+from hopd.training.averaging import WeightAverage
 from hopd.training.flight import Flight
 from hopd.training.learner import Learner
 from hopd.training.order import PromptOrder
@@ -41,6 +42,7 @@ class Parts:
     engine: Engine
     sampling: Sampling
     learner: Learner
+    average: WeightAverage
     evaluator: Evaluator | None
     ledger: Ledger
     directory: RunDirectory
@@ -52,5 +54,5 @@ class Parts:
     def statistics(self) -> StepStatistics:
         """Returns the statistics of a step before it has begun."""
         objective = self.recipe.objective
-        exact = isinstance(objective, Full) and objective.divergence == "reverse_kl"
+        exact = isinstance(objective, Full) and objective.divergence == "reverse_kl" and not objective.importance_cap
         return StepStatistics(self.recipe.rollout.full_tokens, exact)

@@ -10,7 +10,8 @@ from hopd.evaluation.divergence import Divergence
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Holds an evaluation after `step` complete steps and what those steps cost in FLOPs, seconds and tokens.
+    """Holds an evaluation after `step` complete steps and what those steps cost in FLOPs, seconds, tokens and serial
+    tokens.
 
     `score` is greater for a better student. `measured` has the fields of `Accuracy` or `Divergence` by name, and
     `summary` is one line for a person.
@@ -24,10 +25,11 @@ class Evaluation:
     trained_tokens: int
     measured: Mapping[str, Any]
     summary: str = ""
+    serial_tokens: int = 0  # lines of hopd before 0.3 have none
 
     @classmethod
     def of(cls, step: int, measure: Accuracy | Divergence, cost: Mapping[str, float]) -> "Evaluation":
-        """Combines a measure with what the weights `cost`: the four fields above, by name."""
+        """Combines a measure with what the weights `cost`: the fields of its costs, by name."""
         return cls(
             step=step,
             score=measure.score,
@@ -37,6 +39,7 @@ class Evaluation:
             trained_tokens=int(cost["trained_tokens"]),
             measured=measure.as_dict(),
             summary=measure.summary(),
+            serial_tokens=int(cost["serial_tokens"]),
         )
 
     def line(self) -> dict[str, Any]:
@@ -49,4 +52,5 @@ class Evaluation:
     def of_line(cls, line: Mapping[str, Any]) -> "Evaluation":
         """Reads what `line` returned; `summary` is not in it."""
         own = set(cls.__dataclass_fields__) - {"measured", "summary"}
-        return cls(**{name: line[name] for name in own}, measured={k: v for k, v in line.items() if k not in own})
+        known = {name: line[name] for name in own if name in line}
+        return cls(**known, measured={k: v for k, v in line.items() if k not in own})

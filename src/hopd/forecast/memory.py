@@ -8,7 +8,7 @@ import torch
 from hopd.assembly import Parts
 from hopd.model import LanguageModel
 from hopd.objective.head import chunk_bytes_on
-from hopd.recipe import VllmDecoding, VllmServers
+from hopd.recipe import NativeDecoding, VllmDecoding, VllmServers
 from hopd.rollout.native.acceleration import decodes_packed
 from hopd.rollout.native.cache import capacity
 
@@ -44,20 +44,26 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     element = 2 if recipe.training.precision == "bf16" else 4
     trained = sum(master.numel() for master in parts.learner.optimizer.masters.values())
     frozen = sum(p.numel() for p in student.model.parameters() if not p.requires_grad)
+    average = 4 * trained if recipe.training.ema else 0
     if student.sharding.units:  # all of it sharded, and in fp32
-        static = (16 * trained + 4 * frozen) / parts.processes.size
+        static = (16 * trained + average + 4 * frozen) / parts.processes.size
     else:
         # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
-        static = trained * (16 + (2 if element == 2 else 0)) + frozen * element
+        static = trained * (16 + (2 if element == 2 else 0)) + average + frozen * element
     static += sum(p.numel() * element for teacher in parts.teachers.values() for p in teacher.model.parameters())
+    ends = [parts.controller.decide(step) for step in (0, parts.total_steps - 1)]
     if horizon is None:
-        horizon = max(parts.controller.decide(step).tokens for step in (0, parts.total_steps - 1))
+        horizon = max(decision.longest(recipe.rollout.full_tokens) for decision in ends)
     if rollouts is None:
-        rollouts = recipe.rollout.prompts * recipe.rollout.samples
+        rollouts = max(sum(decision.parts(recipe.rollout.per_step)) for decision in ends)
     longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
     rollout = rollout_bytes(parts, min(recipe.rollout.rows, rollouts), horizon)
     if student.sharding.units:
         rollout += (trained + frozen) * element
+    if isinstance(recipe.rollout.engine, NativeDecoding) and recipe.rollout.engine.keys == "kept":
+        # Between steps, keys and values of all rollouts that continue; in the mean, half of their tokens are there.
+        flying = max(decision.parts(recipe.rollout.per_step)[1] if decision.continues else 0 for decision in ends)
+        static += flying * (longest + horizon / 2) * _cache_bytes(student, student.model.dtype.itemsize)
     tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
     # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
     # once, with about six temporaries. Then the gradient of the head, and of the embedding.

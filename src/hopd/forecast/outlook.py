@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hopd.horizon import Controller
+from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
 from hopd.run.trackers import check_trackers
 
@@ -21,13 +21,25 @@ def check_recipe(recipe: Recipe, controller: Controller | None = None, total_ste
     yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts"
     for first, last, low, high in stages(controller, steps or STEPS_SHOWN):
         tokens = f"{low}" if low == high else f"{low} to {high}"
+        decision = controller.decide(first)
+        most = max(controller.decide(step).at_most(per_step, rollout.full_tokens) for step in range(first, last + 1))
         yield (
-            f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {per_step * high:,} generated a step "
-            f"({100 * high / rollout.full_tokens:.0f} % of full rollouts)"
+            f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {most:,} generated a step "
+            f"({100 * most / (per_step * rollout.full_tokens):.0f} % of full rollouts){_spend(decision)}"
         )
     if recipe.evaluation:
-        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens"
+        averaged = ", with the averaged weights" if recipe.training.ema else ""
+        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"
     yield f"files: {recipe.directory}/"
+
+
+def _spend(decision: Decision) -> str:
+    """Describes what is not cut at the horizon, or nothing."""
+    if decision.only_cuts:
+        return ""
+    count = "" if decision.rollouts is None else f", {decision.rollouts} rollouts"
+    whole = "" if decision.whole is None or decision.whole == 0 else f", {decision.whole} of them whole"
+    return count + whole + (", continued" if decision.continues else "")
 
 
 def stages(controller: Controller, steps: int, at_most: int = 4) -> list[tuple[int, int, int, int]]:

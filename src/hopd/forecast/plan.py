@@ -1,4 +1,5 @@
-"""Plans what a run will cost: tokens, FLOPs, seconds and memory of each stage of its horizon, beside full rollouts.
+"""Plans what a run will cost: tokens, serial tokens, FLOPs, seconds and memory of each stage of its horizon, beside
+full rollouts.
 
 FLOPs are counted, and how long one takes is measured: real steps at horizons of the run, on one wave of rollouts, as
 far as the budget reaches. Between two measured horizons the seconds of a FLOP are interpolated, beyond the longest they
@@ -14,7 +15,9 @@ import numpy as np
 
 from hopd.assembly import build
 from hopd.forecast.calibration import Calibration, Stage
+from hopd.forecast.machine import Machine
 from hopd.forecast.outlook import stages
+from hopd.horizon import Decision
 from hopd.recipe import Recipe
 from hopd.run.progress import duration
 
@@ -25,14 +28,17 @@ LOOKED_AT = 9  # horizons of a stage whose cost is worked out; their mean is the
 @dataclass(frozen=True)
 class Plan:
     """Compares stages with full rollouts: `full` is what the same number of steps would cost with full rollouts.
-    `measured` are the horizons of the calibration, which took `calibration_seconds`. Evaluations and checkpoints are in
-    `memory`, and not in seconds."""
+    `measured` are the horizons of the calibration, which took `calibration_seconds`, and `machine` is fitted to its
+    steps, the worst of which it misses by the share `machine_error`. Evaluations and checkpoints are in `memory`, and
+    not in seconds."""
 
     stages: list[Stage]
     full: Stage
     memory: float
     measured: list[int]
     calibration_seconds: float
+    machine: Machine
+    machine_error: float
 
     @property
     def seconds(self) -> float:
@@ -49,12 +55,18 @@ class Plan:
         """Returns the tokens that the student generates in all stages."""
         return sum(stage.tokens for stage in self.stages)
 
+    @property
+    def serial_tokens(self) -> float:
+        """Returns the tokens of the longest rollout of each step, added up over all stages."""
+        return sum(stage.serial_tokens for stage in self.stages)
+
     def lines(self) -> Iterator[str]:
         """Writes a table for people."""
         columns = (
             ("steps", 14),
             ("horizon", 14),
             ("tokens", 12),
+            ("serial", 10),
             ("TFLOP", 10),
             ("a step", 10),
             ("time", 14),
@@ -65,9 +77,14 @@ class Plan:
             yield _line(f"{stage.first + 1} to {stage.last + 1}", stage)
         yield _line("full rollouts", self.full)
         yield (
-            f"this run: {self.tokens:,.0f} tokens, {self.flops / 1e12:,.3g} TFLOP, {duration(self.seconds)}, that is "
-            f"{100 * self.seconds / self.full.seconds:.0f} % of the time of full rollouts; at most "
-            f"{self.memory / 2**30:.2f} GiB; without the time of evaluations and checkpoints"
+            f"this run: {self.tokens:,.0f} tokens, {self.serial_tokens:,.0f} serial, {self.flops / 1e12:,.3g} TFLOP, "
+            f"{duration(self.seconds)}, that is {100 * self.seconds / self.full.seconds:.0f} % of the time of full "
+            f"rollouts; at most {self.memory / 2**30:.2f} GiB; without the time of evaluations and checkpoints"
+        )
+        yield (
+            f"this machine: {self.machine.a:.3g} s for a serial token and {self.machine.b:.3g} s for a FLOP, within "
+            f"{100 * self.machine_error:.0f} % of the steps measured; for runs made elsewhere: hopd compare --machine "
+            f"{self.machine} …"
         )
         longest = max(self.measured)
         beyond = max(self.full.high, *(stage.high for stage in self.stages))
@@ -87,23 +104,25 @@ def make_plan(recipe: Recipe, budget_seconds: float = BUDGET_SECONDS) -> Plan:
         calibration.measure(budget_seconds)
         full = recipe.rollout.full_tokens
         planned = [
-            calibration.stage(first, last, [parts.controller.decide(step).tokens for step in _spread(first, last)])
+            calibration.stage(first, last, [parts.controller.decide(step) for step in _spread(first, last)])
             for first, last, _, _ in stages(parts.controller, parts.total_steps)
         ]
         return Plan(
             planned,
-            calibration.stage(0, parts.total_steps - 1, [full]),
+            calibration.stage(0, parts.total_steps - 1, [Decision(full, "full rollouts")]),
             max(*(stage.memory for stage in planned), calibration.memory_of_evaluation()),
             [measured.horizon for measured in calibration.measured],
             time.perf_counter() - started,
+            *calibration.machine(),
         )
 
 
 def _line(name: str, stage: Stage) -> str:
     horizon = f"{stage.low}" if stage.low == stage.high else f"{stage.low} to {stage.high}"
     return (
-        f"{name:>14}  {horizon:>14}  {stage.tokens:>12,.0f}  {stage.flops / 1e12:>10,.3g}  "
-        f"{stage.seconds / stage.steps:>8.3g} s  {duration(stage.seconds):>14}  {stage.memory / 2**30:>4.2f} GiB"
+        f"{name:>14}  {horizon:>14}  {stage.tokens:>12,.0f}  {stage.serial_tokens:>10,.0f}  "
+        f"{stage.flops / 1e12:>10,.3g}  {stage.seconds / stage.steps:>8.3g} s  {duration(stage.seconds):>14}  "
+        f"{stage.memory / 2**30:>4.2f} GiB"
     )
 
 

@@ -149,7 +149,8 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
 
 def _check_disk(parts: Parts) -> str:
     kept = parts.recipe.checkpoint.keep_last + parts.recipe.checkpoint.keep_best + 1  # one more while it is written
-    needed = kept * 12 * sum(master.numel() for master in parts.learner.optimizer.masters.values())
+    element = 16 if parts.recipe.training.ema else 12  # bytes: weights, two moments, and the average
+    needed = kept * element * sum(master.numel() for master in parts.learner.optimizer.masters.values())
     place = next(path for path in (parts.directory.path, *parts.directory.path.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     sizes = f"{kept} checkpoints of {needed / kept / 1e9:.2g} GB, {free / 1e9:.3g} GB free"

@@ -24,8 +24,6 @@ CONTROLLERS = {
     "settled": Settled,
 }
 GIVEN = ("full_tokens", "per_step")  # what a controller may have as arguments, and a recipe says elsewhere
-PARAMETERS = {"continue": "continues"}  # options whose names in a recipe are reserved words of Python
-OPTIONS = {parameter: option for option, parameter in PARAMETERS.items()}
 WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segment": Segment}
 
 
@@ -37,8 +35,6 @@ def build(spec: Mapping[str, Any], full_tokens: int, per_step: int | None = None
     these names. Raises `RecipeError` for an unknown controller or option, and for values out of range.
     """
     needs = ("full_tokens", "decide", "observe", "state_dict", "load_state_dict")
-    if not plugin.is_plugin(spec.get("controller")):
-        spec = {PARAMETERS.get(option, option): value for option, value in spec.items()}
     given = {"full_tokens": full_tokens} | ({} if per_step is None else {"per_step": per_step})
     controller: Controller = plugin.build("horizon", "controller", CONTROLLERS, spec, needs, **given)
     return controller
@@ -56,7 +52,7 @@ def build_window(spec: Mapping[str, Any]) -> Window:
 def describe(controller: BuiltIn) -> dict[str, Any]:
     """Returns the mapping from which `build` makes the controller, with every option and without what is `GIVEN`."""
     options = _described("controller", CONTROLLERS, controller)
-    return {OPTIONS.get(key, key): value for key, value in options if key not in GIVEN}
+    return {plugin.OPTIONS.get(key, key): value for key, value in options if key not in GIVEN}
 
 
 def describe_window(window: Whole | First | Last | Random | Segment) -> dict[str, Any]:

@@ -23,6 +23,26 @@ class Decision:
     continues: bool = False
     end: int | None = None
 
+    @property
+    def only_cuts(self) -> bool:
+        """Tells whether it only says where all rollouts of a step are cut, which any trainer can do."""
+        return self.rollouts is None and self.whole == 0
+
+    def parts(self, per_step: int) -> tuple[int, int]:
+        """Returns how many rollouts are cut at the horizon and how many are whole, of `per_step` in the recipe."""
+        count = self.rollouts or per_step
+        whole = count if self.whole is None else min(self.whole, count)
+        return count - whole, whole
+
+    def longest(self, full_tokens: int) -> int:
+        """Returns the most tokens of a rollout that is trained on."""
+        return self.tokens if self.whole == 0 else self.end or full_tokens
+
+    def at_most(self, per_step: int, full_tokens: int) -> int:
+        """Returns the most tokens that a step generates."""
+        cut, whole = self.parts(per_step)
+        return cut * self.tokens + whole * (self.tokens if self.continues else self.longest(full_tokens))
+
     def check(self, step: int, full_tokens: int) -> None:
         """Raises `HorizonError` for a spend that is impossible."""
         if not 1 <= self.tokens <= full_tokens:
@@ -67,7 +87,8 @@ class Gradients:
     With g_ib the gradient of rollout i in block b, `products[b][c]` estimates E[g_b] · E[g_c] from pairs of different
     rollouts, so without bias, and `noise[b]` the trace of the covariance of g_b. A block's noise over its signal
     `products[b][b]` is about the number of rollouts at which a larger step stops helping (McCandlish et al., 2018).
-    `pairs[b][c]` counts the pairs behind a product: 0 where no rollout had all of both blocks.
+    A rollout that ended by itself has nothing in later blocks; one that was cut does not count there. `pairs[b][c]`
+    counts the pairs behind a product: where it is 0, the product is unknown, and 0 as well.
     """
 
     products: tuple[tuple[float, ...], ...]
@@ -104,7 +125,11 @@ class Evidence:
 
 
 class Controller(Protocol):
-    """Decides what each step spends, deterministically. Everything that it remembers is in its `state_dict`."""
+    """Decides what each step spends, deterministically. Everything that it remembers is in its `state_dict`.
+
+    One with an attribute `sketches` that is true finds `gradients` in its evidence, unless its student allows no
+    sketches.
+    """
 
     @property
     def full_tokens(self) -> int:

@@ -16,11 +16,13 @@ from hopd.horizon.controller import Decision, Evidence
 @dataclass(frozen=True)
 class Cut:
     """Has the options of every horizon that cuts rollouts: the number of `rollouts` of a step (None: the recipe's), and
-    how many of them, the `whole` ones, run to their own end although the horizon is shorter."""
+    how many of them, the `whole` ones, run to their own end although the horizon is shorter. With
+    `sketches` the gradients of a step's blocks are measured, and written to metrics.jsonl."""
 
     full_tokens: int
     rollouts: int | None = field(default=None, kw_only=True)
     whole: int | None = field(default=None, kw_only=True)
+    sketches: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         at_least("full_tokens", self.full_tokens, 1)
@@ -29,6 +31,7 @@ class Cut:
                 at_least(f"horizon {name}", value, 1)
         if self.rollouts is not None and self.whole is not None and self.whole > self.rollouts:
             raise RecipeError(f"horizon whole must be at most rollouts = {self.rollouts}, got {self.whole}")
+        _yes_or_no("sketches", self.sketches)
 
     def spend(self, tokens: int, reason: str) -> Decision:
         """Returns the decision for a horizon of `tokens`, with these rollouts."""
@@ -46,8 +49,7 @@ class Schedule(Cut):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.continues, bool):
-            raise RecipeError(f"horizon continue must be true or false, got {self.continues!r}")
+        _yes_or_no("continue", self.continues)
 
     def spend(self, tokens: int, reason: str) -> Decision:
         """Returns the decision for a horizon of `tokens`, with the schedule's rollouts."""
@@ -204,3 +206,8 @@ def at_most_full(start: int, full_tokens: int) -> None:
     """Raises `RecipeError` for a horizon that begins longer than the full length."""
     if start > full_tokens:
         raise RecipeError(f"horizon start must be at most the full length {full_tokens}, got {start}")
+
+
+def _yes_or_no(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise RecipeError(f"horizon {name} must be true or false, got {value!r}")

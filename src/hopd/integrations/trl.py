@@ -88,6 +88,11 @@ class HorizonCallback(TrainerCallback, ExportableState):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         """Decides the horizon of the step and limits its completions."""
         self.decision = self.controller.decide(state.global_step)
+        if not self.decision.only_cuts:
+            raise RecipeError(
+                f"TRL can cut all rollouts of a step and nothing else ({self.decision.reason}); continued and whole "
+                "rollouts need hopd's own loop: hopd train"
+            )
         self._limit(self.decision.tokens)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:

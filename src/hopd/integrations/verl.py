@@ -75,6 +75,11 @@ class Schedule:
         for agent in agents:
             self._accept(agent)
         decision = self.controller.decide(global_step - 1)
+        if not decision.only_cuts:
+            raise RecipeError(
+                f"verl can cut all rollouts of a step and nothing else ({decision.reason}); continued and whole "
+                "rollouts need hopd's own loop: hopd train"
+            )
         if decision != self._last:
             logger.warning("horizon of step %d: %s", global_step, decision.reason)  # verl shows warnings only
         self._last = decision

@@ -29,3 +29,10 @@ def jsd(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], beta: floa
     """
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     return beta * forward_kl(mixture, teacher) + (1 - beta) * reverse_kl(student, mixture)
+
+
+@torch.no_grad()
+def entropy(log_probs: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """Returns the entropy of each distribution, in nats, without gradient. Tokens of probability 0 count as 0."""
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(finite.exp() * finite).sum(-1)

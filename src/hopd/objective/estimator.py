@@ -25,11 +25,6 @@ def sampled(
     return -weight.detach() * log_prob
 
 
-def importance_ratio(log_prob: Float[Tensor, " N"], behaviour: Float[Tensor, " N"], cap: float) -> Float[Tensor, " N"]:
-    """Returns min(π_θ(y_t) / μ(y_t), cap), detached: truncated importance sampling, biased where the cap applies."""
-    return (log_prob - behaviour).detach().exp().clamp(max=cap)
-
-
 def top_k(student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], k: int, tail: Tail) -> Float[Tensor, " N"]:
     """Returns the reverse KL on S, the student's k most likely tokens, from both models' whole log-probs; k < V.
 

@@ -51,7 +51,8 @@ class Sampled:
     """Computes −A_t log π_θ(y_t) with A_t = Σ_{k≥t} γ^{k−t} r_k, detached: Eq. 6 (γ = 0) to Eq. 4 (γ = 1).
 
     `control_variate` adds KL_t to A_t: the same mean gradient, less variance. `importance_cap` multiplies by
-    min(π_θ/μ, cap), for several optimiser steps on one set of rollouts. Raises `RecipeError` for values out of range.
+    min(π_θ(y_t)/μ(y_t), cap), for tokens that older weights μ sampled: given its prefix, token t then has the mean
+    gradient that it would have under π_θ. Raises `RecipeError` for values out of range.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # a recipe reads these classes as sections
@@ -67,8 +68,7 @@ class Sampled:
             raise RecipeError(
                 f"objective: gamma must be from 0 (token-level) to 1 (sequence-level), got {self.gamma:g}"
             )
-        if self.importance_cap is not None and self.importance_cap <= 0:
-            raise RecipeError(f"objective: importance_cap must be positive, got {self.importance_cap:g}")
+        _check_cap(self.importance_cap)
 
     @property
     def needs(self) -> Detail:
@@ -80,8 +80,7 @@ class Sampled:
         log_prob, advantage = at.log_prob, at.credit
         if self.control_variate:  # b_t = E[r_t] = −KL(π_θ ‖ π_g) leaves the expected gradient as it is
             advantage = advantage + divergence.reverse_kl(at.student.detach(), at.teacher)
-        cap = self.importance_cap
-        importance = None if cap is None else estimator.importance_ratio(log_prob, at.behaviour, cap)
+        importance = None if self.importance_cap is None else at.importance(self.importance_cap)
         return estimator.sampled(log_prob, advantage, importance)
 
 
@@ -89,8 +88,8 @@ class Sampled:
 class TopK:
     """Computes the reverse KL on the `k` most likely tokens of the student or the teacher (Table 3: the student's 16).
 
-    `tail` selects how the other tokens count: see `hopd.objective.estimator.top_k`. Raises `RecipeError` for k < 1, and
-    for `bucket` with the teacher's candidates.
+    `tail` selects how the other tokens count: see `hopd.objective.estimator.top_k`. `importance_cap` is that of `Full`.
+    Raises `RecipeError` for k < 1, a cap that is not positive, and `bucket` with the teacher's candidates.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -99,6 +98,7 @@ class TopK:
     k: int = 16
     tail: Tail = "paper"
     candidates: Literal["student", "teacher"] = "student"
+    importance_cap: float | None = None
     gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -109,6 +109,7 @@ class TopK:
                 "objective: tail: bucket needs the whole vocabulary of the teacher; with candidates: teacher write "
                 "tail: paper or renormalised"
             )
+        _check_cap(self.importance_cap)
 
     @property
     def needs(self) -> Detail:
@@ -119,19 +120,27 @@ class TopK:
 
         if self.candidates == "teacher":
             ids, likely = at.teacher_top_k(self.k)
-            return estimator.on_candidates(at.student.gather(-1, ids), likely, self.tail)
-        return estimator.top_k(at.student, at.teacher, self.k, self.tail)
+            loss = estimator.on_candidates(at.student.gather(-1, ids), likely, self.tail)
+        else:
+            loss = estimator.top_k(at.student, at.teacher, self.k, self.tail)
+        return _reached_on_policy(loss, at, self.importance_cap)
 
 
 @dataclass(frozen=True)
 class Full:
-    """Computes a divergence over the whole vocabulary; `jsd` uses `beta`. Raises `RecipeError` unless 0 < beta < 1."""
+    """Computes a divergence over the whole vocabulary; `jsd` uses `beta`.
+
+    `importance_cap` multiplies by min(Π_{s<t} π_θ(y_s)/μ(y_s), cap), detached, where older weights μ sampled: the
+    divergence at t does not depend on y_t, only on the prefix, which μ reached more or less often than π_θ would (see
+    `hopd.objective.importance`). Raises `RecipeError` unless 0 < beta < 1 and the cap is positive.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     estimator: Literal["full"] = field(default="full", kw_only=True)
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     beta: float = 0.5
+    importance_cap: float | None = None
     gamma: ClassVar[float] = 0.0
     k: ClassVar[int] = 0
     needs: ClassVar[Detail] = Detail.VOCABULARY
@@ -142,13 +151,16 @@ class Full:
                 f"objective: beta must lie between 0 and 1, got {self.beta:g}; the ends are divergence: forward_kl and "
                 "reverse_kl"
             )
+        _check_cap(self.importance_cap)
 
     def per_token(self, at: Any) -> Any:
         from hopd.objective.divergence import forward_kl, jsd, reverse_kl
 
         if self.divergence == "jsd":
-            return jsd(at.student, at.teacher, self.beta)
-        return (reverse_kl if self.divergence == "reverse_kl" else forward_kl)(at.student, at.teacher)
+            loss = jsd(at.student, at.teacher, self.beta)
+        else:
+            loss = (reverse_kl if self.divergence == "reverse_kl" else forward_kl)(at.student, at.teacher)
+        return _reached_on_policy(loss, at, self.importance_cap)
 
 
 @dataclass(frozen=True)
@@ -184,3 +196,13 @@ class Custom:
                 f"one number per position, {tuple(at.tokens.shape)}, not averaged"
             )
         return loss
+
+
+def _check_cap(cap: float | None) -> None:
+    if cap is not None and not cap > 0:
+        raise RecipeError(f"objective: importance_cap must be positive, got {cap:g}")
+
+
+def _reached_on_policy(loss: Any, at: Any, cap: float | None) -> Any:
+    """Weights a loss that depends on the prefix alone by how much likelier π_θ is than μ to reach that prefix."""
+    return loss if cap is None else at.prefix_importance(cap) * loss

@@ -10,12 +10,13 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopd.objective.importance import PrefixSums, truncated
 from hopd.objective.signal import Signal, log_prob_of
 
 
 @dataclass(frozen=True)
 class LossTokens:
-    """Lists the N response tokens of one micro-batch, flat.
+    """Lists the N response tokens of one micro-batch, flat: rollout by rollout, each in the order of its positions.
 
     `row` is the index of a token's rollout in the micro-batch, `position` its place in the response from 0,
     `behaviour` its log-prob under the policy that sampled it, and `weight` its weight in the loss (0: no loss). `age`
@@ -31,25 +32,28 @@ class LossTokens:
 
 
 class TokenStatistics(NamedTuple):
-    """Records each token's unweighted loss, r_t, and log π_θ(y_t) before the update. They have no gradient."""
+    """Records each token's unweighted loss, r_t, and log π_θ(y_t) before the update, without gradient. `surplus` is the
+    teacher's entropy minus the student's, in nats, where it was asked for."""
 
     loss: Float[Tensor, " N"]
     log_ratio: Float[Tensor, " N"]
     log_prob: Float[Tensor, " N"]
+    surplus: Float[Tensor, " N"] | None = None
 
 
 @dataclass
 class Positions:
     """Gives an estimator a block of n loss tokens, the slice `rows` of `loss_tokens`. Values are computed on demand.
 
-    `logits` are the student's at the rollout's temperature. Gradients flow into the student's values only. `later` is
-    the discounted credit of all N tokens, or None where γ is 0.
+    `logits` are the student's at the rollout's temperature. Gradients flow into the student's values only. `prefixes`
+    is shared by all blocks. `later` is the discounted credit of all N tokens, or None where γ is 0.
     """
 
     logits: Float[Tensor, "n V"]
     signal: Signal
     loss_tokens: LossTokens
     rows: slice
+    prefixes: PrefixSums
     later: Float[Tensor, " N"] | None = None
 
     @property
@@ -99,6 +103,22 @@ class Positions:
     def credit(self) -> Float[Tensor, " n"]:
         """Returns Σ_{k≥t} γ^{k−t} r_k (Eq. 5), detached; where γ is 0, this is r_t."""
         return self.log_ratio if self.later is None else self.later[self.rows]
+
+    def importance(self, cap: float) -> Float[Tensor, " n"]:
+        """Returns min(π_θ(y_t) / μ(y_t), cap), detached: for a loss that depends on the sampled y_t."""
+        return truncated(self._log_importance, cap)
+
+    def prefix_importance(self, cap: float) -> Float[Tensor, " n"]:
+        """Returns min(Π_{s<t} π_θ(y_s) / μ(y_s), cap), detached: for a loss that depends on y_<t and not on y_t.
+
+        The product runs over the loss tokens of the rollout before y_t, so it begins where a loss window begins: there
+        the prefix counts as given. Every block must ask for it, or the ratios of later ones are NaN.
+        """
+        return truncated(self.prefixes.before(self.rows, self._log_importance), cap).to(self.logits.dtype)
+
+    @property
+    def _log_importance(self) -> Float[Tensor, " n"]:
+        return self.log_prob - self.behaviour
 
     def _of_tokens(self, log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
         return log_probs.gather(-1, self.tokens[:, None])[:, 0]

@@ -1,6 +1,7 @@
-"""Runs the demo: trains the quickstart recipe with full rollouts (OPD), POPD and TOPD, and compares their costs.
+"""Runs the demo: trains the quickstart recipe with full rollouts (OPD), POPD, TOPD and the adaptive controller, and
+compares their costs.
 
-All three are evaluated to the full length, on the same held-out problems. With one seed, the demo shows the effect but
+All are evaluated to the full length, on the same held-out problems. With one seed, the demo shows the effect but
 does not measure it: a reliable comparison needs several seeds.
 """
 
@@ -35,6 +36,7 @@ VARIANTS = {
     "opd": Variant("OPD, full", {"controller": "full"}, steps=16, every=4),
     "popd": Variant("POPD, 30 + 6k", {"controller": "progressive", "start": 30, "increment": 6}, 24, 4),
     "topd": Variant("TOPD, 0.1", {"controller": "truncated", "ratio": 0.1}, steps=48, every=6),
+    "adaptive": Variant("adaptive", {"controller": "adaptive"}, steps=40, every=5),
 }
 
 
@@ -70,7 +72,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
             output=str(out),
             horizon=dict(variant.horizon),
             training=recipe.training.model_dump() | {"steps": variant.steps},
-            # All three start from the same student, so only the first run evaluates it.
+            # All start from the same student, so only the first run evaluates it.
             evaluation=evaluation.model_dump() | {"every": variant.every, "at_start": not curves},
         )
         result = Distiller.of(recipe, progress=Progress(console=console)).train()
@@ -83,7 +85,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
     draw(curves, target, out / "figure.png")
     console.print()
     console.print(_table(outcomes, target))
-    console.print(f"figure: {out / 'figure.png'}\nnumbers: {out / 'summary.json'}\nruns: {out}/opd, popd, topd")
+    console.print(f"figure: {out / 'figure.png'}\nnumbers: {out / 'summary.json'}\nruns: {out}/{', '.join(VARIANTS)}")
     return outcomes
 
 

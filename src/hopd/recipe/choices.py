@@ -61,8 +61,8 @@ def _read_own(value: Any) -> objectives.Custom:
 
 _OPTIONS = {
     "sampled": ("gamma", "control_variate", "importance_cap"),
-    "top_k": ("k", "tail", "candidates"),
-    "full": ("divergence", "beta"),
+    "top_k": ("k", "tail", "candidates", "importance_cap"),
+    "full": ("divergence", "beta", "importance_cap"),
 }
 
 

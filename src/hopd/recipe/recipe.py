@@ -78,6 +78,12 @@ class Recipe(Section):
             raise RecipeError(
                 "with horizon.continue as many rollouts are trained on as end in a step; write no training.mini_batch"
             )
+        whole, rollouts = (getattr(self.horizon, option, None) for option in ("whole", "rollouts"))
+        if whole is not None and whole > (rollouts or self.rollout.per_step):
+            raise RecipeError(
+                f"horizon.whole must be at most the {self.rollout.per_step} rollouts of a step (rollout.prompts × "
+                f"rollout.samples), got {whole}; write horizon.rollouts for more"
+            )
         return self
 
     def controller(self) -> horizons.Controller:

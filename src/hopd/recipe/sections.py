@@ -1,6 +1,7 @@
 """Defines the sections of a recipe that hold numbers: rollouts, training, evaluation, checkpoints."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,21 +54,26 @@ class RolloutSection(Section):
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+DECAY = 0.2  # the share of the steps in which `wsd` lowers the rate, unless the recipe says otherwise
 
 
 class TrainingSection(Section):
     """Sets the length of a run, `steps` or `epochs`, and how the student is updated.
 
     An optimiser step uses `mini_batch` prompts (by default, all prompts of the rollout). `tokens_per_batch` limits one
-    micro-batch, padding included.
+    micro-batch, padding included. `schedule: wsd` (warm-up, stable, decay) keeps the rate until the last `decay` of the
+    steps, a fraction, and lowers it to zero there. With `ema`, the decay at each optimiser step, the weights are
+    averaged: evaluations use the average, and checkpoints hold it beside the weights.
     """
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     mini_batch: int | None = Field(None, ge=1)
     learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
     warmup_steps: int = Field(0, ge=0)
+    decay: float | None = Field(None, gt=0, le=1)
+    ema: float | None = Field(None, gt=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     clip_norm: float = Field(1.0, gt=0)
@@ -76,6 +82,23 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     sharding: Literal["none", "fsdp"] = "none"
     attention: Literal["auto", "sdpa", "matmul"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decay_of_wsd(cls, content: Any) -> Any:
+        """Writes the default out where it applies, and nowhere else."""
+        if isinstance(content, Mapping) and content.get("schedule") == "wsd" and content.get("decay") is None:
+            return {**content, "decay": DECAY}
+        return content
+
+    @model_validator(mode="after")
+    def _decay_has_its_schedule(self) -> "TrainingSection":
+        if self.decay is not None and self.schedule != "wsd":
+            raise RecipeError(
+                f"training.decay belongs to schedule: wsd, and the schedule is {self.schedule}; remove decay, or write "
+                "schedule: wsd"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "TrainingSection":

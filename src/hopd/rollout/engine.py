@@ -31,16 +31,17 @@ class Engine(ABC):
         """Returns the rollouts of `stretches`, each with more tokens, in the same order.
 
         An engine of your own may leave this to `sample`, and then starts rollouts only: raises `EngineError` for one
-        that is to be continued.
+        that is to be continued, in its first step already. `sample` is called without stretches too, because it may
+        have to take part in what several processes do together.
         """
-        made: list[Rollout] = []
+        made = [] if stretches else self.sample([], 1, sampling, 0)
         for (limit, seed), group in groupby(stretches, lambda one: (one.limit, one.rollout.seed)):
             made += self._started(list(group), limit, seed, sampling)
         return made
 
     def _started(self, stretches: Sequence[Stretch], limit: int, seed: int, sampling: Sampling) -> list[Rollout]:
         rollouts = [one.rollout for one in stretches]
-        if any(rollout.length for rollout in rollouts):
+        if any(one.keep or one.rollout.length for one in stretches):
             raise EngineError(
                 f"{type(self).__name__} has no `extend`, so rollouts cannot continue; write continue: false"
             )
@@ -69,12 +70,6 @@ class CopyEngine(Protocol):
 
     shared: bool
     stats: RequestStats
-
-    def sample(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
-    ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does, after `receive`."""
-        ...
 
     def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
         """Returns longer rollouts as `Engine.extend` does, after `receive`."""

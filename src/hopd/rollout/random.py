@@ -20,6 +20,7 @@ class Stream(IntEnum):
     WINDOW = 1  # after a step's seed: where a random loss window begins
     SHUFFLE = 2  # after the run's seed, before the epoch: the order of the prompts
     ADAPTERS = 2**62  # after the run's seed, where other counters are steps: the first weights of LoRA's adapters
+    SKETCH = 2**62 + 1  # after the run's seed, as well: the signs that sketch gradients
 
 
 _MASK = 2**64 - 1

@@ -1,5 +1,6 @@
 """Defines a rollout: the student's response to one prompt, and why it ended. This file knows nothing of engines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -115,3 +116,15 @@ class Stretch:
         return (
             torch.cat([self.rollout.prompt.ids, self.rollout.ids]) if self.rollout.length else self.rollout.prompt.ids
         )
+
+    def cut(self, tokens: int, context: int | None) -> FinishReason:
+        """Returns why a rollout that did not stop was cut after `tokens` more. One that was to go on ends where it
+        fills the model's context."""
+        is_full = len(self.read) + tokens == context
+        at_limit = self.rollout.length + tokens == self.limit
+        return FinishReason.HORIZON if at_limit and not (is_full and self.keep) else FinishReason.CONTEXT
+
+
+def starts(prompts: Sequence[Prompt], max_tokens: int, seed: int, samples: int) -> list[Stretch]:
+    """Returns what `Engine.sample` asks for: `samples` new rollouts of each prompt, ordered by prompt."""
+    return [Stretch(Rollout.start(prompt, sample, seed), max_tokens) for prompt in prompts for sample in range(samples)]

@@ -17,7 +17,7 @@ from hopd.processes import Processes
 from hopd.recipe.sampling import Sampling
 from hopd.remote import RequestStats, fingerprint_ids
 from hopd.rollout.engine import CopyEngine, Engine
-from hopd.rollout.rollout import Prompt, Rollout
+from hopd.rollout.rollout import Prompt, Rollout, Stretch, starts
 
 # Nats a token of the fingerprint: the most that rounding explains.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
@@ -53,10 +53,14 @@ class WeightSync(Engine):
         self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
     ) -> list[Rollout]:
         """Sends the weights, then returns rollouts as `Engine.sample` does."""
+        return self.extend(starts(prompts, max_tokens, seed, samples), sampling)
+
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Sends the weights, then returns longer rollouts as `Engine.extend` does."""
         self._update()
         made: list[Rollout] = []
         with self.processes.together():
-            made = self.engine.sample(prompts, max_tokens, sampling, seed, samples) if prompts else []
+            made = self.engine.extend(stretches, sampling) if stretches else []
         self.engine.sleep()
         return made
 

@@ -35,6 +35,11 @@ class Checkpoint:
     step: int
 
     @property
+    def average(self) -> Path:
+        """Returns the place of the averaged model, which exists if the run averages its weights."""
+        return self.path / "average"
+
+    @property
     def state(self) -> dict[str, Any]:
         """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote."""
         with self._explained():
@@ -63,25 +68,28 @@ def save(
     step: int,
     model: PreTrainedModel,
     weights: dict[str, Tensor],
+    average: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     tensors: dict[str, dict[str, Tensor]],
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Writes a checkpoint. Raises `CheckpointError` when that fails, on a full disk for example; earlier ones stay
-    whole."""
+    """Writes a checkpoint, with the averaged model unless `average` is empty. Raises `CheckpointError` when that fails,
+    on a full disk for example; earlier ones stay whole."""
     final = directory / f"step-{step:06d}"
     unfinished = directory / f"{_UNFINISHED}{final.name}"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished, state_dict=weights)
-        tokenizer.save_pretrained(unfinished)
+        for place, whole in ((unfinished, weights), (Checkpoint(unfinished, step).average, average)):
+            if whole:
+                model.save_pretrained(place, state_dict=whole)
+                tokenizer.save_pretrained(place)
         for name, group in tensors.items():
             if group or name not in MAY_LACK:
                 saved = {key: tensor.contiguous() for key, tensor in group.items()}
                 save_file(saved, unfinished / f"{name}.safetensors")
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-        for path in [*unfinished.iterdir(), unfinished]:
+        for path in [*unfinished.rglob("*"), unfinished]:
             _flush(path)
         remove(Checkpoint(final, step))
         os.replace(unfinished, final)

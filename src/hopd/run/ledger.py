@@ -1,4 +1,5 @@
-"""Counts what a run has cost: tokens, FLOPs, seconds. It is saved after every step, and a resume never resets it.
+"""Counts what a run has cost: tokens, serial tokens, FLOPs, seconds. It is saved after every step, and a resume never
+resets it.
 
 It keeps two accounts. `run` is the cost of the weights: it is saved with each checkpoint, and is the same whether the
 run was interrupted or not. `redone` is the work that interruptions discarded. Their sum is what was spent, and only
@@ -10,7 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ class Account:
     loss).
 
     `full_rollouts_tokens` is the full-rollout equivalent of `generated_tokens`: every rollout that the horizon cut
-    counts as the full length, so it is the most that full rollouts would have generated. FLOPs and seconds are by
-    phase: rollout, teacher, update, evaluation.
+    counts as the full length, so it is the most that full rollouts would have generated. `serial_tokens` adds up the
+    longest rollout of each step, over all processes: what a machine waits for that holds all rollouts of a step at
+    once. An engine with fewer rows than rollouts decodes them in waves and waits longer; its rows are not in the count.
+    FLOPs and seconds are by phase: rollout, teacher, update, evaluation.
     """
 
     prompt_tokens: int = 0
@@ -38,6 +41,7 @@ class Account:
     scored_tokens: int = 0
     trained_tokens: int = 0
     evaluated_tokens: int = 0
+    serial_tokens: int = 0
     flops: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -54,7 +58,7 @@ class Account:
     @property
     def cost(self) -> dict[str, float]:
         """Names what the weights cost, as an evaluation records it."""
-        names = ("training_flops", "training_seconds", "generated_tokens", "trained_tokens")
+        names = ("training_flops", "training_seconds", "generated_tokens", "trained_tokens", "serial_tokens")
         return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: "Account") -> "Account":
@@ -74,9 +78,8 @@ class Account:
         return Account(**sums)
 
 
-TOKENS = tuple(field.name for field in fields(Account) if field.name.endswith("_tokens"))
-
-
+# What processes add up; of serial tokens, which they generate at the same time, a step has those of the slowest.
+TOKENS = tuple(name for name in Account().__dict__ if name.endswith("_tokens") and name != "serial_tokens")
 PHASES = ("rollout", "teacher", "update")
 
 
@@ -107,7 +110,7 @@ class Ledger:
         decoded = [(len(s.read) - (s.rollout.cache is not None), s.rollout.cache is not None) for s in stretches]
         flops = cost.generate([(read, new + kept) for (read, kept), new in zip(decoded, gained, strict=True)], lengths)
         self.add("rollout", flops - cost.head * sum(kept for _, kept in decoded))
-        self.add(prompt_tokens=sum(lengths), generated_tokens=sum(gained))
+        self.add(prompt_tokens=sum(lengths), generated_tokens=sum(gained), serial_tokens=max(gained, default=0))
 
     def add_ended(self, rollouts: Sequence[Rollout], full_tokens: int) -> None:
         """Counts what full rollouts would have been."""
@@ -125,14 +128,15 @@ class Ledger:
             self.pending.seconds[name] = self.pending.seconds.get(name, 0.0) + self.clock() - started
 
     def commit(self, processes: Processes) -> Account:
-        """Adds the work since the last commit, of all processes, to the run, and returns it. Seconds are this process's
-        own."""
+        """Adds the work since the last commit, of all processes, to the run, and returns it. Serial tokens are those of
+        the process that has most; seconds are this process's own."""
         work, self.pending = self.pending, Account()
         # In one fixed order: a process that had nothing to do takes part too.
         counts = [getattr(work, name) for name in TOKENS] + [work.flops.get(phase, 0.0) for phase in PHASES]
         summed = processes.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
         for name, count in zip(TOKENS, summed, strict=False):
             setattr(work, name, int(count))
+        work.serial_tokens = int(processes.highest(work.serial_tokens))
         work.flops = {phase: flops for phase, flops in zip(PHASES, summed[len(TOKENS) :], strict=True) if flops}
         self.run = self.run + work
         self.save()

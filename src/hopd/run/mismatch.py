@@ -13,17 +13,30 @@ class MismatchAlarm:
     advice: str
 
     @classmethod
-    def of(cls, engine: str, precision: str, several_updates: bool, threshold: float | None = None) -> "MismatchAlarm":
+    def of(
+        cls,
+        engine: str,
+        precision: str,
+        several_updates: bool,
+        threshold: float | None = None,
+        keeps_keys: bool = False,
+    ) -> "MismatchAlarm":
         """Chooses threshold and advice. `several_updates`: later mini-batches of a step are trained by newer weights
-        than those that sampled them."""
-        if several_updates:
+        than those that sampled them. `keeps_keys`: tokens of this step are sampled with keys and values of earlier
+        ones, where rollouts continue."""
+        if keeps_keys:
+            advice = (
+                "the keys of rollouts that continue are older than the weights: write engine: {keys: refreshed}, or"
+            )
+        elif several_updates:
             advice = "later mini-batches see newer weights than those that sampled: use larger ones, or"
         else:
             advice = f"does the {engine} engine compute in {precision} too, and the same? If rounding explains it,"
         return cls(threshold or TOLERANCE[precision], advice)
 
     def sentence(self, step: int, mismatch: float) -> str | None:
-        """Returns a sentence where a step's mean mismatch (nats a token) is above the threshold."""
+        """Returns a sentence where a step's mean mismatch (nats a token) is above the threshold. It is that of tokens
+        that the step itself sampled: older ones differ for a reason, which `staleness` measures."""
         if mismatch <= self.threshold:
             return None
         return (

@@ -69,10 +69,11 @@ class Progress:
         done = m["step"] - self._first
         left = (time.perf_counter() - self._started) / done * (self._total - m["step"])
         speed = m["generated_tokens"] / m["seconds"] if m["seconds"] else 0.0
+        learnt = f"KL {m['reverse_kl']:.4f}  loss {m['loss']:.4f}" if m["rollouts"] else "all rollouts go on"
+        stopped = f"  stop rate {100 * m['stop_rate']:.0f} %" if m["rollouts"] else ""
         return (
-            f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  KL {m['reverse_kl']:.4f}  "
-            f"loss {m['loss']:.4f}  {_thousands(speed)} tokens/s  stop rate {100 * m['stop_rate']:.0f} %  "
-            f"{duration(left)} left"
+            f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  {learnt}  "
+            f"{_thousands(speed)} tokens/s{stopped}  {duration(left)} left"
         )
 
 

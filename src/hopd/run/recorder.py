@@ -47,7 +47,7 @@ class Recorder:
             if self._trackers:
                 self._trackers.close()
 
-    def step(self, step: int, decision: Decision, evidence: Evidence, measured: Mapping[str, float]) -> None:
+    def step(self, step: int, decision: Decision, evidence: Evidence, measured: Mapping[str, Any]) -> None:
         """Commits the step's work to the ledger and writes what it showed. All processes call it together."""
         work = self.ledger.commit(self.processes)
         metrics = {
@@ -56,12 +56,13 @@ class Recorder:
             **measured,
             "generated_tokens": work.generated_tokens,
             "trained_tokens": work.trained_tokens,
+            "serial_tokens": work.serial_tokens,
             "seconds": work.training_seconds,
             "flops": work.training_flops,
             "peak_memory": peak_memory(self.processes.device),
         }
         found = {
-            "mismatch": self.mismatch.sentence(step, metrics["mismatch"]),
+            "mismatch": self.mismatch.sentence(step, metrics.get("mismatch", 0.0)),
             "drift": self.drift.sentence(step, decision, evidence),
         }
         alarms = {name: sentence for name, sentence in found.items() if sentence}
@@ -69,7 +70,7 @@ class Recorder:
             self.directory.append("metrics", metrics | ({"alarm": "\n".join(alarms.values())} if alarms else {}))
             self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})
             self.progress.step(metrics, decision, alarms)
-        self._track(metrics, step)
+        self._track({name: value for name, value in metrics.items() if isinstance(value, int | float)}, step)
 
     def evaluation(self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
         """Writes an evaluation, each problem's score, and a few rollouts for people to read."""

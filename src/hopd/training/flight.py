@@ -15,7 +15,7 @@ from hopd.errors import HorizonError
 from hopd.horizon import Decision
 from hopd.processes import Processes
 from hopd.rollout import FinishReason, Prompt, Rollout, Stretch, fold
-from hopd.training.order import PromptOrder, Start
+from hopd.training.order import PromptOrder
 
 
 @dataclass(frozen=True)
@@ -34,50 +34,43 @@ class Slot:
 class Flight:
     """Deals rollouts to the processes, and keeps those of this process that go on.
 
-    `per_step` is the number of rollouts of a step unless a decision has another, and `full_tokens` is T. Everything
-    that it remembers is in `state_dict`, which all processes share, and in `state`.
+    A step calls `deal`, then `land` with what it dealt, extended, and at last `complete`; one that is given up before
+    leaves everything as it was. `per_step` is the number of rollouts of a step unless a decision has another, and
+    `full_tokens` is T. Everything that it remembers is in `state_dict`, which all processes share, and in `state`.
     """
 
     def __init__(self, order: PromptOrder, per_step: int, full_tokens: int, seed: int, processes: Processes):
         self.order, self.per_step, self.full_tokens, self.seed = order, per_step, full_tokens, seed
         self.processes = processes
-        self.slots: list[Slot] = []
+        self.slots: list[Slot] = []  # of this process
         self.started = 0  # rollouts of all processes
-        self.opened = 0  # slots of all processes in which rollouts have continued
-        self._slots: list[Slot] = []  # these three are the state after the step that is under way
+        self.opened = 0  # slots of all processes in which rollouts continue
+        self._slots: list[Slot] = []  # these are the three after the step that is under way
         self._started = self._opened = 0
 
     def deal(self, decision: Decision, step: int, mini_batch: int | None = None) -> list[list[Slot]]:
-        """Returns this process's rollouts of a step, in mini-batches of `mini_batch` rollouts over all processes (by
-        default one). All processes call it together, with the same decision.
+        """Returns this process's rollouts of a step: what is in flight, and new ones that fill the number up.
 
-        What is in flight goes on; new rollouts, first whole ones and then those that the horizon cuts, fill the number
-        up. The samples of a prompt go to one process, the one that has least.
+        They are one list, or, with `mini_batch`, one for every so many new rollouts over all processes. The samples of
+        a prompt go to one process, the one that has least. All processes call it together, with the same decision.
         """
-        self._slots, self._opened = [], self.opened
         flying = self.processes.gather([len(self.slots)])
         if mini_batch is not None and (decision.continues or any(flying)):
             raise HorizonError(
                 f"rollouts continue in step {step} ({decision.reason}), so how many end in a step is not known; write "
                 "no training.mini_batch, or continue: false"
             )
-        count = decision.rollouts or self.per_step
-        whole = count if decision.whole is None else min(decision.whole, count)
-        ends = self._ends(max(0, whole - sum(flying)), whole, decision)
-        ends += [decision.tokens] * max(0, count - max(whole, sum(flying)))
-        starts = self.order.starts(self.started, len(ends))
-        self._started = self.started + len(ends)
-        size, seed = mini_batch or max(1, len(starts)), fold(self.seed, step)
-        batches = [list(self.slots)]
-        for first in range(0, len(starts), size):
-            loads = list(flying) if mini_batch is None else [0] * self.processes.size
-            mine = self._share(list(zip(starts, ends, strict=True))[first : first + size], loads)
-            slots = [Slot(Rollout.start(prompt, sample, seed), end) for (prompt, sample), end in mine]
-            batches = [batches[0] + slots] if first == 0 else [*batches, slots]
-        return batches
+        ends, opened = self._ends(decision, sum(flying))
+        starts, seed = self.order.starts(self.started, len(ends)), fold(self.seed, step)
+        begun = [Slot(Rollout.start(*start, seed), end) for start, end in zip(starts, ends, strict=True)]
+        self._slots, self._started, self._opened = [], self.started + len(begun), opened
+        if mini_batch is None:
+            return [self.slots + self._share(begun, flying)]
+        none = [0] * self.processes.size
+        return [self._share(begun[i : i + mini_batch], none) for i in range(0, len(begun), mini_batch)]
 
     def land(self, slots: Sequence[Slot], rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Returns the extended rollouts that ended; the others will go on, one step older."""
+        """Returns the extended rollouts of slots that ended; the others will go on, one step older."""
         ended = []
         for slot, rollout in zip(slots, rollouts, strict=True):
             if rollout.finish is FinishReason.HORIZON and rollout.length < slot.end:
@@ -87,25 +80,27 @@ class Flight:
         return ended
 
     def complete(self) -> None:
-        """Makes the step's rollouts its state: one that is given up before leaves everything as it was."""
+        """Makes the step's outcome the state."""
         self.slots, self.started, self.opened = self._slots, self._started, self._opened
 
-    def _ends(self, new: int, whole: int, decision: Decision) -> list[int]:
-        """Returns where new whole rollouts end. The first occupants of new slots are cut after 1, 2, … strides, so that
-        from the first step on about as many rollouts end in each."""
-        end = decision.end or self.full_tokens
+    def _ends(self, decision: Decision, flying: int) -> tuple[list[int], int]:
+        """Returns at how many tokens the new rollouts of a step end, whole ones first, and the slots opened then."""
+        cut, whole = decision.parts(self.per_step)
+        end, new = decision.end or self.full_tokens, max(0, whole - flying)
+        short = [decision.tokens] * (cut - max(0, flying - whole))
         if not decision.continues:
-            return [end] * new
-        opening = max(0, whole - self.opened)
-        self._opened = max(self.opened, whole)
-        strides = -(-end // decision.tokens)
+            return [end] * new + short, 0
+        # The first rollouts of slots that open together are cut after 1, 2, … strides, so that as many end in each step
+        # from the first on. Those that follow in a slot run to the end.
+        opening, strides = max(0, whole - self.opened), -(-end // decision.tokens)
         first = [min(end, decision.tokens * (1 + i * strides // opening)) for i in range(opening)]
-        return [*first, *[end] * (new - opening)][:new]
+        return first + [end] * (new - opening) + short, max(whole, flying)
 
-    def _share(self, begun: Sequence[tuple[Start, int]], loads: list[int]) -> list[tuple[Start, int]]:
-        """Returns this process's part; `loads` are the rollouts that each process has, and are updated."""
-        mine: list[tuple[Start, int]] = []
-        for _, samples in groupby(begun, lambda one: one[0][0].id):
+    def _share(self, begun: Sequence[Slot], loads: Sequence[int]) -> list[Slot]:
+        """Returns this process's part, where `loads` counts the rollouts that each process has."""
+        mine: list[Slot] = []
+        loads = list(loads)
+        for _, samples in groupby(begun, lambda slot: slot.rollout.prompt.id):
             group, rank = list(samples), loads.index(min(loads))
             loads[rank] += len(group)
             mine += group if rank == self.processes.rank else []

@@ -23,12 +23,15 @@ from hopd.run.ledger import Ledger
 from hopd.teacher import BaseTeacher, Teacher
 from hopd.teacher.remote_teachers import RemoteTeachers, remote_by_name
 from hopd.training.optimizer import MasterOptimizer
+from hopd.training.sketch import Sketch
 from hopd.training.statistics import StepStatistics
 
 
 @dataclass
 class Learner:
-    """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one)."""
+    """Trains the student on rollouts. `teacher_costs` are those of the local teachers, by name (None: the only one).
+    With `compares` both models' certainty is measured for the controller; `sketch` sketches gradients for it (None: it
+    does not ask for them)."""
 
     student: LanguageModel
     teacher: Teacher
@@ -41,6 +44,8 @@ class Learner:
     processes: Processes
     temperature: float
     tokens_per_batch: int
+    compares: bool = False
+    sketch: Sketch | None = None
     remote: RemoteTeachers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,13 +71,18 @@ class Learner:
         passes = int(self.processes.highest(len(batches))) if self.student.sharding.units else len(batches)
         # The passes of a sharded model need the other processes; an error of one then ends all by their launcher.
         together = nullcontext() if self.student.sharding.units else self.processes.together()
-        with fast_layers(self.student.backbone), together:
+        if self.sketch and statistics.gradients is None:
+            statistics.gradients = self.sketch.sums(self.student.device)
+        watching = self.sketch.watching() if self.sketch else nullcontext()
+        with fast_layers(self.student.backbone), together, watching:
             for batch in batches:
                 total, terms = self.loss(batch)
                 if not torch.isfinite(total):
                     raise NonFiniteLoss(_first_non_finite(batch, terms))
                 with self.ledger.phase("update"):
                     (total / count).backward()
+                    if self.sketch and statistics.gradients:
+                        self.sketch.add(batch, count, statistics.gradients)
                 statistics.add_tokens(batch.at, terms)
                 self._account(batch)
             for _ in range(passes - len(batches)):
@@ -112,7 +122,9 @@ class Learner:
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
-            return distillation_loss(self.objective, self.student.head, hidden, signal, batch.at, self.temperature)
+            return distillation_loss(
+                self.objective, self.student.head, hidden, signal, batch.at, self.temperature, compares=self.compares
+            )
 
     def _dummy_pass(self) -> None:
         """Runs a forward and backward pass with a zero gradient, because other processes have more micro-batches."""

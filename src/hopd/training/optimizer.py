@@ -6,8 +6,8 @@ gradient of a copy, it is added to the master's gradient in fp32 and freed. Each
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +73,11 @@ class MasterOptimizer:
                 parameter.copy_(self.masters[name])
 
     def learning_rate(self, step: int) -> float:
-        """Returns the rate of a step, from 0: linear warm-up, then the schedule, which ends at zero unless constant."""
-        settings = self.settings
-        return settings.learning_rate * _factor(settings.schedule, step, settings.warmup_steps, self.total_steps)
+        """Returns the rate of a step, from 0: linear warm-up, then the schedule.
+
+        Unless it is constant, it would be zero at the step after the last: every step trains.
+        """
+        return self.settings.learning_rate * _factor(self.settings, step, self.total_steps)
 
     def state(self, keep: bool = True) -> dict[str, Tensor]:
         """Returns a copy of AdamW's moments in CPU memory, by parameter name.
@@ -106,9 +108,14 @@ class MasterOptimizer:
 
     def master_state(self, model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
         """Returns the model's state dict in the masters' precision; tied weights stay tied. `keep` is as in `state`."""
-        master_of = {id(parameter): self.masters[name] for name, parameter in self.parameters.items()}
+        return self.model_state(model, self.masters, keep)
+
+    def model_state(self, model: nn.Module, values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+        """Returns the model's state dict with `values` by name in place of the trained parameters; tied weights stay
+        tied. `keep` is as in `state`."""
+        value_of = {id(parameter): values[name] for name, parameter in self.parameters.items()}
         weights = model.state_dict(keep_vars=True)
-        return gathered({name: master_of.get(id(tensor), tensor) for name, tensor in weights.items()}, keep)
+        return gathered({name: value_of.get(id(tensor), tensor) for name, tensor in weights.items()}, keep)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns a copy of this process's part of the masters, in CPU memory."""
@@ -156,11 +163,14 @@ def _at_least_1d(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() else tensor[None]
 
 
-def _factor(schedule: Literal["constant", "linear", "cosine"], step: int, warmup: int, total: int) -> float:
+def _factor(settings: TrainingSection, step: int, total: int) -> float:
     """Returns the rate of a step as a fraction of the highest one."""
+    warmup = settings.warmup_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if schedule == "constant":
+    if settings.schedule == "constant":
         return 1.0
+    if settings.decay is not None:  # wsd; over all steps it is linear
+        return min(1.0, (total - step) / min(settings.decay * total, total - warmup))
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,35 +12,43 @@ from hopd.horizon import Block, Evidence
 from hopd.objective.positions import LossTokens, TokenStatistics
 from hopd.processes import Processes
 from hopd.rollout.rollout import FinishReason, Rollout
+from hopd.training.block_sums import BLOCKS, BlockSums, block_edges
 
 MEASURED = ("loss", "reverse_kl", "mismatch", "staleness", "age")  # summed over tokens
-SUMS = ("rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
+SUMS = ("gained", "rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
-BLOCKS = 10  # equal parts of the full length
-OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped")
+OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 
 
 @dataclass
 class StepStatistics:
     """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens;
-    `blocks` has the rows `OF_BLOCK` for each tenth of `full_tokens`. With `exact`, the loss is the reverse KL."""
+    `blocks` has the rows `OF_BLOCK` for each tenth of `full_tokens`. With `exact`, the loss is the reverse KL.
+    `gradients` are the sums of rollouts' sketches, where the controller asks for them."""
 
     full_tokens: int
     exact: bool = False
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     positions: Float[Tensor, "2 bins"] = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
-    blocks: Float[Tensor, "4 blocks"] = field(default_factory=lambda: torch.zeros(4, BLOCKS, dtype=torch.float64))
+    blocks: Float[Tensor, "rows blocks"] = field(
+        default_factory=lambda: torch.zeros(len(OF_BLOCK), BLOCKS, dtype=torch.float64)
+    )
+    gradients: BlockSums | None = None
+
+    def add_gained(self, tokens: int) -> None:
+        """Counts what rollouts gained in the step, those that go on included."""
+        self._add(gained=tokens)
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
-        """Counts rollouts, their tokens and their finish reasons."""
+        """Counts rollouts that ended, their tokens and their finish reasons."""
         self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
         reached, stopped = (self.blocks[OF_BLOCK.index(name)] for name in ("rollouts", "stopped"))
+        starts, ends = block_edges(self.full_tokens).unfold(0, 2, 1).T
         for rollout in rollouts:
-            last = self._block(rollout.length - 1)
-            reached[: last + 1] += 1
-            stopped[last] += rollout.finish is FinishReason.STOP
+            reached += (starts < ends) & (starts < rollout.length)
+            stopped[self._block(rollout.length - 1)] += rollout.finish is FinishReason.STOP
 
     def add_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
         """Adds the tokens of one micro-batch; those of weight 0 do not count."""
@@ -65,6 +74,8 @@ class StepStatistics:
         blocks = position * BLOCKS // self.full_tokens
         self.blocks[OF_BLOCK.index("reverse_kl")].index_add_(0, blocks, divergence.cpu())
         self.blocks[OF_BLOCK.index("tokens")].index_add_(0, blocks, ones)
+        if statistics.surplus is not None:
+            self.blocks[OF_BLOCK.index("surplus")].index_add_(0, blocks, statistics.surplus[counted].double().cpu())
 
     def summed(self, processes: Processes) -> "StepStatistics":
         """Returns the sums over all processes, each of which saw a part of the step."""
@@ -72,31 +83,40 @@ class StepStatistics:
         total = processes.sum(torch.cat([sums, self.positions.flatten(), self.blocks.flatten()])).cpu()
         sums, positions, blocks = total.split([len(SUMS), self.positions.numel(), self.blocks.numel()])
         named = dict(zip(SUMS, sums.tolist(), strict=True))
-        return StepStatistics(self.full_tokens, self.exact, named, positions.view(2, BINS), blocks.view(4, BLOCKS))
+        sketched = self.gradients.summed(processes) if self.gradients else None
+        return StepStatistics(
+            self.full_tokens, self.exact, named, positions.view(2, BINS), blocks.view(-1, BLOCKS), sketched
+        )
 
     def mean(self, name: str, per: str = "tokens") -> float:
         """Returns one sum divided by another; 0 if the divisor is 0."""
         return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the means by their names in metrics.jsonl."""
+    def metrics(self) -> dict[str, Any]:
+        """Returns the means by their names in metrics.jsonl, and what the gradients show. Where all rollouts go on, it
+        has none."""
+        if not self.sums["rollouts"]:
+            return {"rollouts": 0.0}
         return {
             "loss": self.mean("loss"),
             "reverse_kl": self.mean("reverse_kl"),
-            "mismatch": self.mean("mismatch", per="fresh"),
             "covered": self.mean("tokens", per="generated"),
             "mean_length": self.mean("generated", per="rollouts"),
             "stop_rate": self.mean(FinishReason.STOP, per="rollouts"),
             "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
             "rollouts": self.sums["rollouts"],
-            **self._of_older_tokens(),
+            **self._of_ages(),
+            **({"gradients": self.gradients.metrics()} if self.gradients else {}),
         }
 
-    def _of_older_tokens(self) -> dict[str, float]:
-        """Returns the mean age of the tokens, in steps, and how far the log-probs of those from earlier steps are from
-        those at which they were sampled, in nats a token. It is empty where all are of this step."""
-        older = self.sums["tokens"] - self.sums["fresh"]
-        return {"mean_age": self.mean("age"), "staleness": self.sums["staleness"] / older} if older else {}
+    def _of_ages(self) -> dict[str, float]:
+        """Returns how far the log-probs of tokens are from those at which they were sampled, in nats a token: the
+        `mismatch` of those that the step sampled, and the `staleness` of older ones, with the mean age in steps of
+        all. What there are no tokens for is left out."""
+        fresh, older = self.sums["fresh"], self.sums["tokens"] - self.sums["fresh"]
+        of_fresh = {"mismatch": self.sums["mismatch"] / fresh} if fresh else {}
+        of_older = {"mean_age": self.mean("age"), "staleness": self.sums["staleness"] / older} if older else {}
+        return of_fresh | of_older
 
     def evidence(self, step: int, horizon: int) -> Evidence:
         """Returns what the controller observes after the step."""
@@ -112,19 +132,21 @@ class StepStatistics:
             edges=tuple([0] + [2**i for i in range(used)]) if used else (),
             reverse_kl=tuple(means.tolist()),
             counts=tuple(int(count) for count in counts),
+            gradients=self.gradients.gradients() if self.gradients else None,
             blocks=self._blocks(),
             mean_age=self.mean("age"),
+            generated_tokens=int(self.sums["gained"]),
         )
 
     def _block(self, position: int) -> int:
         return position * BLOCKS // self.full_tokens
 
     def _blocks(self) -> tuple[Block, ...]:
-        edges = [-(-i * self.full_tokens // BLOCKS) for i in range(BLOCKS + 1)]
+        edges = block_edges(self.full_tokens).tolist()
         columns = self.blocks.T.tolist()
         return tuple(
-            Block(start, end, int(rollouts), int(stopped), int(tokens), divergence / max(tokens, 1))
-            for start, end, (divergence, tokens, rollouts, stopped) in zip(edges, edges[1:], columns, strict=False)
+            Block(start, end, int(rollouts), int(stopped), int(tokens), kl / max(tokens, 1), surplus / max(tokens, 1))
+            for start, end, (kl, tokens, rollouts, stopped, surplus) in zip(edges, edges[1:], columns, strict=False)
         )
 
     def _add(self, **values: float) -> None:

@@ -4,9 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from experiments.catalogue import EXPERIMENTS
 from experiments.language import (
+    block_gradients,
     count_bits,
     long_addition,
     pairs,
@@ -17,6 +19,12 @@ from experiments.language import (
     two_phase,
 )
 from experiments.language.setting import OPD, quickstart, student_after, topd, train
+from hopd.analysis.probe import answer
+from hopd.objective import Full
+from hopd.objective.loss import distillation_loss
+from hopd.rollout import pack
+from hopd.teacher import LocalTeacher
+from hopd.training.block_sums import block_edges
 
 SHORT = {"TOPD 0.1": (topd(0.1), 2, 1)}
 
@@ -43,6 +51,7 @@ def test_horizons(tmp_path):
     found = replace(experiment, plan=SHORT).run("TOPD 0.1", 0, tmp_path)
     assert len(found["curve"]) == 3
     assert found["curve"][-1]["generated_tokens"] == 2 * 32 * 36
+    assert found["curve"][-1]["serial_tokens"] == 2 * 36
 
 
 def test_a_segment_carries_the_loss_and_the_rollouts_are_full(tmp_path):
@@ -65,6 +74,40 @@ def test_prefix_continuation(tmp_path):
         assert len(found["accuracy"]) == 6
         assert len(found["sentences"]) == 2
         assert found["probe"]["rollouts"] == 8
+
+
+def test_block_gradients(tmp_path, monkeypatch):
+    """Of a sketch and whole gradients, on prompts of its own for each seed."""
+    monkeypatch.setattr(block_gradients, "ROLLOUTS", 3)
+    found = EXPERIMENTS["block-gradients"].run("quickstart-horizons", 1, tmp_path / "block-gradients" / "seed-1")
+    assert [len(found[side]) for side in ("sketch", "whole")] == [10, 10]
+    assert found["whole"][0]["alignment"] == pytest.approx(1)
+    assert found["whole"][1]["alignment"] == pytest.approx(found["sketch"][1]["alignment"], abs=0.3)
+    assert found["verdict"].startswith(("A short horizon", "Whether a short horizon"))
+
+
+def test_whole_gradients_add_up_to_the_gradient_of_the_loss(tmp_path):
+    answers = answer(quickstart("x", 0, tmp_path, OPD, 1, 1), prompts=2)
+    parameters = list(answers.student.model.parameters())
+    (batch,) = pack(answers.rollouts[:1], [(0, answers.rollouts[0].length)], 1)
+    hidden = batch.states(answers.student.hidden(batch.ids))
+    signal = LocalTeacher(answers.teacher).score(batch)
+    total, _ = distillation_loss(Full(), answers.student.head, hidden, signal, batch.at)
+    expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(total, parameters)])
+    edges = block_edges(360).tolist()
+    by_tenth = block_gradients._by_tenth(answers, answers.rollouts[0], parameters, edges)
+    torch.testing.assert_close(by_tenth.sum(0), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert (by_tenth.norm(dim=1) > 0).all()
+
+
+def test_finished_models_of_other_pages_are_used(tmp_path):
+    comparison = block_gradients.SETTINGS["two-phase"]
+    work = tmp_path / "block-gradients" / "seed-2"
+    assert block_gradients._place(comparison, work) == tmp_path / "block-gradients" / "two-phase" / "seed-2"
+    (tmp_path / "two-phase" / "models").mkdir(parents=True)
+    assert block_gradients._place(comparison, work).parents[1] == tmp_path / "block-gradients"  # not finished
+    (tmp_path / "two-phase" / "models" / "teacher.json").write_text("0.97")
+    assert block_gradients._place(comparison, work) == tmp_path / "two-phase" / "seed-2"
 
 
 MODULES = [("long-addition", long_addition), ("two-phase", two_phase), ("count-bits", count_bits)]

@@ -1,6 +1,7 @@
 """Checks courses, policies, and the distillation of one policy into another."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -123,11 +124,13 @@ def test_costs_are_those_of_the_horizon(tmp_path):
         "topd": Truncated(STEPS, ratio=0.1),
         "popd": Progressive(STEPS, start=1, increment=1, every=2),
     }
-    tokens = {}
+    tokens, serial = {}, {}
     for name, controller in horizons.items():
         curve = distil(copy.deepcopy(student), teacher, SIMPLE, controller, 4, 0, tmp_path / name, rollouts=8, every=2)
         tokens[name] = [point.generated_tokens for point in curve]
+        serial[name] = json.loads((tmp_path / name).read_text())["run"]["serial_tokens"]
     assert tokens == {"topd": [0, 80, 160], "popd": [0, 16, 48]}
+    assert serial == {"topd": 20, "popd": 6}
 
 
 def test_how_often_success_is_looked_at_changes_nothing(tmp_path):

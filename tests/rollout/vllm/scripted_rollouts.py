@@ -1,7 +1,8 @@
 """Samples rollouts and takes weights as a vLLM server does, and fails on demand.
 
-It extends the teachers' scripted server: faults apply to /inference/v1/generate. POST /refuse with a number makes it
-answer that many of the next requests for new weights with 503.
+It extends the teachers' scripted server: faults apply to /inference/v1/generate, and its log has the body of each such
+request in place of the key. POST /refuse with a number makes it answer that many of the next requests for new weights
+with 503.
 """
 
 import json
@@ -63,7 +64,7 @@ class Handler(teacher.Handler):
             if params.get("prompt_logprobs") is not None:
                 return self.reply({"prompt_logprobs": teacher.score(ids, 0), "choices": []})
             kind = self.fault()
-            state["log"].append([self.path, kind, False])
+            state["log"].append([self.path, kind, body])
             made, log_probs = sample(ids, params)
             version = "another" if kind == "other_weights" else state["version"]
         if kind in ("dropped", "timeout", "busy", "server_error", "rejected", "html"):
@@ -72,6 +73,8 @@ class Handler(teacher.Handler):
             log_probs = log_probs[:-1]
         elif kind == "ended":
             made, log_probs = made[:1], log_probs[:1]
+        elif kind == "echoed":
+            made, log_probs = ids + made, [-1.0] * len(ids) + log_probs
         elif kind == "not_finite":
             log_probs[-1] = float("nan")
         elif kind == "shifted":

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from hopd import Distiller, Recipe
+from hopd.errors import EngineError
 from hopd.forecast.preflight import preflight
 from hopd.model import load
 from hopd.model.adapters import add_adapters
-from hopd.rollout import FinishReason, NativeEngine, Sampling
+from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
 from hopd.rollout.vllm.transfer import InProcess, Source
 from hopd.rollout.weight_sync import WeightSync
 from hopd.run.progress import Progress
-from tests.rollout.native.test_engine import SMOLLM2
+from tests.rollout.native.test_engine import SMOLLM2, plain_log_probs
+from tests.rollout.vllm.stretches import begin, continued
 from tests.teacher.scripted import metrics
 
 pytestmark = [
@@ -100,18 +102,58 @@ def test_greedy_rollouts_equal_the_native_engines_after_training(run, chats):
     )
 
 
+def test_greedy_rollouts_that_continue_equal_uninterrupted_ones(run, chats):
+    engine = run.parts.engine
+    made = continued(engine, begin(chats), (5, 18, 40), GREEDY)
+    assert_same(made, engine.sample(chats, 40, GREEDY, 0))
+    assert_same(made, NativeEngine(run.parts.student).sample(chats, 40, GREEDY, 0))
+
+
+def adapt(model):
+    """Adds adapters that change what the model samples."""
+    add_adapters(model, 4, 8, "all-linear", seed=0)
+    for name, parameter in model.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+
+
 def test_adapters_are_merged_on_the_way(run, chats):
     pytest.importorskip("peft")
     adapted = load(SMOLLM2)
     plain = NativeEngine(adapted).sample(chats, 24, GREEDY, 0)
-    add_adapters(adapted, 4, 8, "all-linear", seed=0)
-    for name, parameter in adapted.model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+    adapt(adapted)
     synced = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
     made = synced.sample(chats, 24, GREEDY, 0)
     assert_same(made, NativeEngine(adapted).sample(chats, 24, GREEDY, 0))
     assert [r.ids.tolist() for r in made] != [r.ids.tolist() for r in plain]
+
+
+def test_after_an_update_rollouts_continue_with_the_new_weights(run, chats):
+    """One prompt is long enough to be in vLLM's prefix cache when the weights change."""
+    pytest.importorskip("peft")
+    text = " ".join(QUESTIONS * 4)
+    long = Prompt(20, torch.tensor(run.parts.student.tokenizer(text).input_ids[:140]))
+    sampling = Sampling(temperature=0.7)
+    begun = continued(run.parts.engine, begin([*chats, long], seed=5), (12,), sampling)
+    adapted = load(SMOLLM2)
+    adapt(adapted)
+    synced = WeightSync(run.parts.engine.engine, adapted, run.parts.processes, torch.float32)
+    longer = continued(synced, begun, (30,), sampling)
+    for before, after in zip(begun, longer, strict=True):
+        assert torch.equal(after.ids[: before.length], before.ids)
+        assert torch.equal(after.log_probs[: before.length], before.log_probs)
+        difference = (plain_log_probs(adapted, after, 0.7) - after.log_probs).abs()
+        old, new = difference[: before.length].max(), difference[before.length :].max() if after is not before else 0.0
+        print(f"log-probs differ by at most {old:.2g} before and {new:.2g} after")
+        assert new < LOG_PROBS
+        assert old > 10 * LOG_PROBS  # old weights would be noticed
+    assert [rollout.length for rollout in longer].count(30) > 2
+
+
+def test_a_prefix_cache_that_is_kept_is_an_error(run, chats, monkeypatch):
+    monkeypatch.setattr(run.parts.engine.engine._llm, "reset_prefix_cache", lambda: False)
+    with pytest.raises(EngineError, match="has not emptied its prefix cache"):
+        run.parts.engine.sample(chats, 2, GREEDY, 0)
 
 
 def test_vllms_transfers_take_what_they_are_given():

@@ -3,7 +3,6 @@
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,62 +11,11 @@ from hopd import Distiller, Recipe
 from hopd.assembly import build
 from hopd.errors import EngineError, RecipeError, ServerUnavailable
 from hopd.forecast.preflight import preflight
-from hopd.model import load
-from hopd.processes import Processes
-from hopd.recipe import VllmServers
-from hopd.rollout import FinishReason, NativeEngine, Prompt, Sampling
-from hopd.rollout.vllm.server import RemoteVllm
-from hopd.rollout.weight_sync import WeightSync
+from hopd.rollout import FinishReason, NativeEngine, Sampling
 from hopd.run.progress import Progress
-from tests.teacher.scripted import STUDENT, TEACHER, Scripted, equal, metrics, weights
+from tests.rollout.vllm.scripted import ScriptedRollouts
+from tests.teacher.scripted import TEACHER, equal, metrics, weights
 from tests.test_processes import launched, run
-
-
-class ScriptedRollouts(Scripted):
-    script = Path(__file__).with_name("scripted_rollouts.py")
-
-
-@pytest.fixture(scope="module")
-def process_of_server():
-    server = ScriptedRollouts(TEACHER)  # with other weights than the student's, until the first sync
-    yield server
-    server.end()
-
-
-@pytest.fixture
-def server(process_of_server):
-    process_of_server.tell("faults", [])
-    process_of_server.tell("refuse", 0)
-    process_of_server.tell("limit", 4096)
-    return process_of_server
-
-
-@pytest.fixture
-def student():
-    return load(STUDENT)
-
-
-@pytest.fixture
-def prompts(student):
-    return [
-        Prompt(n, torch.tensor(student.tokenizer(text).input_ids)) for n, text in enumerate(("041+185*c:", "7+2*c:"))
-    ]
-
-
-@pytest.fixture
-def synced(student, tmp_path):
-    def made(*servers, **settings):
-        source = VllmServers(
-            kind="vllm_server",
-            server=[s if isinstance(s, str) else s.url for s in servers],
-            weights="file",
-            directory=str(tmp_path / "weights"),
-            **{"backoff": 0.01, "timeout": 1.0, "deadline": 20.0, **settings},
-        )
-        engine = RemoteVllm(student, source)
-        return WeightSync(engine, student, Processes(), torch.float32)
-
-    return made
 
 
 def sampled(synced, prompts, samples=2):
@@ -202,10 +150,13 @@ def recipe(server, tmp_path):
     return path
 
 
-def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_bits(command, recipe, server, tmp_path):
-    assert command("train", recipe, "--set=name=whole").code == 0
+@pytest.mark.parametrize("change", ["name=run", "horizon.continue=true"], ids=["cut", "continued"])
+def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_bits(
+    command, recipe, server, tmp_path, change
+):
+    assert command("train", recipe, "--set", change, "--set=name=whole").code == 0
     server.tell("faults", [""] * 9 + ["server_error!"])
-    ended = command("train", recipe, "--set=rollout.engine.deadline=0.3")
+    ended = command("train", recipe, "--set", change, "--set=rollout.engine.deadline=0.3")
     assert ended.code == 3, ended.err
     assert "have not been sampled" in ended.err
     run = tmp_path / "runs" / "run"
@@ -213,7 +164,7 @@ def test_a_server_that_dies_stops_the_run_with_3_and_a_resume_ends_at_the_same_b
     assert 0 < len(stopped) < 6
     assert sorted((run / "checkpoints").iterdir())[-1].name == f"step-{len(stopped):06d}"
     server.tell("faults", [])
-    assert command("train", recipe, "--resume").code == 0
+    assert command("train", recipe, "--set", change, "--resume").code == 0
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert equal(weights(run), weights(tmp_path / "runs" / "whole"))
 

@@ -20,6 +20,8 @@ from hopd.rollout.vllm.server import RemoteVllm
 from hopd.rollout.weight_sync import WeightSync
 from hopd.tasks.addition import prompt, scratchpad
 from hopd.teacher import LocalTeacher, RemoteTeacher
+from tests.rollout.native.test_engine import plain_log_probs
+from tests.rollout.vllm.stretches import begin, continued
 from tests.rollout.vllm.vllm_server import VLLM_PYTHON, needs_vllm, vllm_server
 from tests.teacher.scripted import STUDENT, TEACHER, metrics, weights
 
@@ -60,6 +62,13 @@ def prompts(student):
     return [Prompt(10 + n, torch.tensor(student.tokenizer(text).input_ids)) for n, text in enumerate(texts)]
 
 
+@pytest.fixture
+def cached_prompts(student, prompts):
+    """One prompt more: it is long enough to be in the server's prefix cache when the weights change."""
+    long = student.tokenizer(prompt(274, 581, 12) + scratchpad(274, 581, 12)).input_ids[:300]
+    return [*prompts, Prompt(20, torch.tensor(long))]
+
+
 def flatten(student, scale=0.3, seed=0):
     """Changes the weights so that no token is certain."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,16 +87,35 @@ def assert_same(made, expected):
     assert difference < LOG_PROBS
 
 
-def test_greedy_rollouts_equal_the_native_engines_before_and_after_an_update(synced, student, prompts):
-    """One prompt is long enough to be in the server's prefix cache when the weights change."""
-    long = student.tokenizer(prompt(274, 581, 12) + scratchpad(274, 581, 12)).input_ids[:300]
-    prompts = [*prompts, Prompt(20, torch.tensor(long))]
+def test_greedy_rollouts_equal_the_native_engines_before_and_after_an_update(synced, student, cached_prompts):
     for change in (lambda: None, lambda: flatten(student, 1.0, 1), lambda: flatten(student, 1.0, 2)):
         change()
-        made = synced.sample(prompts, 60, GREEDY, 0)
-        assert_same(made, NativeEngine(student).sample(prompts, 60, GREEDY, 0))
+        made = synced.sample(cached_prompts, 60, GREEDY, 0)
+        assert_same(made, NativeEngine(student).sample(cached_prompts, 60, GREEDY, 0))
         print(f"the fingerprint differs by {synced.difference:.2g}")
         assert synced.difference < 1e-4
+
+
+def test_greedy_rollouts_that_continue_equal_uninterrupted_ones(synced, student, cached_prompts):
+    made = continued(synced, begin(cached_prompts), (7, 20, 60), GREEDY)
+    assert_same(made, synced.sample(cached_prompts, 60, GREEDY, 0))
+    assert_same(made, NativeEngine(student).sample(cached_prompts, 60, GREEDY, 0))
+    assert {rollout.finish for rollout in made} == {FinishReason.STOP, FinishReason.HORIZON}
+
+
+def test_after_an_update_rollouts_continue_with_the_new_weights(synced, student, cached_prompts):
+    flatten(student)
+    begun = continued(synced, begin(cached_prompts, seed=5, samples=2), (12,), Sampling())
+    flatten(student, 1.0, 1)
+    for before, after in zip(begun, continued(synced, begun, (30,), Sampling()), strict=True):
+        assert before.finish is FinishReason.HORIZON
+        assert torch.equal(after.ids[:12], before.ids)
+        assert torch.equal(after.log_probs[:12], before.log_probs)
+        new = plain_log_probs(student, after)
+        difference = (new - after.log_probs).abs()
+        print(f"log-probs differ by at most {difference[:12].max():.2g} before and {difference[12:].max():.2g} after")
+        assert difference[12:].max() < LOG_PROBS
+        assert difference[:12].max() > 100 * LOG_PROBS  # old weights would be noticed
 
 
 def test_finish_reasons_are_the_native_engines(synced, student, prompts):
@@ -148,11 +176,12 @@ def p_value(counts, probabilities):
     return float(chisquare(cells[0][kept].numpy(), (cells[1][kept] * cells[0].sum() / cells[1].sum()).numpy()).pvalue)
 
 
-def test_sampled_tokens_have_the_students_distribution(synced, student, prompts):
+@pytest.mark.parametrize("limits", [(2,), (1, 2)], ids=["uninterrupted", "continued"])
+def test_sampled_tokens_have_the_students_distribution(synced, student, prompts, limits):
     flatten(student)
     first, second = first_two(student, prompts[1])
     for engine in (synced, NativeEngine(student, rows=512)):
-        made = engine.sample(prompts[1:2], 2, Sampling(), seed=11, samples=SAMPLES)
+        made = continued(engine, begin(prompts[1:2], seed=11, samples=SAMPLES), limits, Sampling())
         firsts = Counter(int(rollout.ids[0]) for rollout in made)
         seconds = Counter(int(rollout.ids[1]) if rollout.length > 1 else len(second) - 1 for rollout in made)
         ps = [p_value(firsts, first), p_value(seconds, second)]
@@ -167,7 +196,7 @@ def test_other_weights_behind_the_runs_back_are_noticed(synced, student, prompts
     engine.client.once(engine.source.servers[0], "POST", "/update_weight_version", {"new_version": "another run's"})
     engine.client.source = engine.source.model_copy(update={"deadline": 0.2})
     with pytest.raises(ServerUnavailable, match='sampled with the weights "another run\'s"'):
-        engine.sample(prompts, 8, Sampling(), 0)
+        continued(engine, begin(prompts), (8,), Sampling())
     engine.client.source = engine.source
 
     sent = {name: tensor.clone() for name, tensor in synced._weights().items()}

@@ -145,6 +145,15 @@ def cache_of_rows(rows: Sequence[torch.Tensor]) -> Cache:
     return whole
 
 
+def has_rows(cache: Cache) -> bool:
+    """Tells whether `row_of` can copy the cache's sequences: keys and values have one shape in all layers. They have
+    none where layers are recurrent, and several in some families, such as DeepSeek's and Gemma 4's."""
+    if not all(isinstance(layer, GrowingLayer) for layer in cache.layers):
+        return False
+    layers: Sequence[Any] = cache.layers
+    return len({part.shape for layer in layers for part in (layer.keys, layer.values)}) == 1
+
+
 def row_of(cache: Cache, row: int, start: int, end: int) -> torch.Tensor:
     """Copies one sequence's keys and values of positions `start` to `end`: (layer, 2, head, position, width)."""
     layers: Sequence[Any] = cache.layers

@@ -18,12 +18,12 @@ from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.acceleration import TokenDecoder, decoding, decoding_note
-from hopd.rollout.native.cache import attends_everywhere, row_of
+from hopd.rollout.native.cache import has_rows, row_of
 from hopd.rollout.native.mask import DecodingMask
 from hopd.rollout.native.prefix import Prefix, prefixes, read
 from hopd.rollout.native.record import Record
 from hopd.rollout.random import seeds, uniform
-from hopd.rollout.rollout import Prompt, Rollout, Stretch
+from hopd.rollout.rollout import Prompt, Rollout, Stretch, starts
 from hopd.rollout.sampling import draw_tokens
 
 DRAWN_AHEAD = 64  # positions whose random numbers are drawn together
@@ -45,8 +45,7 @@ class NativeEngine(Engine):
     ) -> list[Rollout]:
         """Returns rollouts as `Engine.sample` does. Raises `TaskError` for a prompt that leaves no room in the
         context."""
-        starts = [Rollout.start(prompt, sample, seed) for prompt in prompts for sample in range(samples)]
-        return self.extend([Stretch(start, max_tokens) for start in starts], sampling)
+        return self.extend(starts(prompts, max_tokens, seed, samples), sampling)
 
     @torch.no_grad()
     def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
@@ -151,7 +150,7 @@ class NativeEngine(Engine):
 
         record.close_segment(rows.live, length, stopped)
         self._keep(record, stretches, rows, cache, width, length, stopped)
-        return record.rollouts(stretches)
+        return record.rollouts(stretches, context)
 
     def _keep(
         self,
@@ -164,7 +163,7 @@ class NativeEngine(Engine):
         others: Bool[Tensor, " R"],
     ) -> None:
         """Keeps keys and values of the rollouts that will go on, except for `others`, which do not or still run."""
-        if not (self.keeps and any(stretch.keep for stretch in stretches) and attends_everywhere(self.model.config)):
+        if not (self.keeps and any(stretch.keep for stretch in stretches) and has_rows(cache)):
             return
         for row in (~others).nonzero()[:, 0].tolist():
             live, new = int(rows.live[row]), int(length[row])

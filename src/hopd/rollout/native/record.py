@@ -36,14 +36,13 @@ class Record:
             self._pieces[row].append(piece)
         self._ids, self._log_probs = [], []
 
-    def rollouts(self, stretches: Sequence[Stretch]) -> list[Rollout]:
+    def rollouts(self, stretches: Sequence[Stretch], context: int | None) -> list[Rollout]:
         """Returns the rollouts of the wave's rows, as they are now."""
         made = []
         ended = zip(self._length.tolist(), self._stopped.tolist(), strict=True)
         for row, (stretch, (length, stopped)) in enumerate(zip(stretches, ended, strict=True)):
             ids, log_probs = (torch.cat(parts)[:length].clone() for parts in zip(*self._pieces[row], strict=True))
-            finish = FinishReason.STOP if stopped else FinishReason.HORIZON
-            if not stopped and stretch.rollout.length + length < stretch.limit:
-                finish = FinishReason.CONTEXT
-            made.append(stretch.rollout.extended(ids, log_probs.float(), finish, self.caches.get(row)))
+            finish = FinishReason.STOP if stopped else stretch.cut(length, context)
+            cache = self.caches.get(row) if finish is FinishReason.HORIZON else None
+            made.append(stretch.rollout.extended(ids, log_probs.float(), finish, cache))
         return made

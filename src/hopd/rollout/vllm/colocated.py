@@ -20,7 +20,7 @@ from hopd.model import LanguageModel
 from hopd.recipe import VllmDecoding
 from hopd.recipe.sampling import Sampling
 from hopd.remote import Fault, RequestStats
-from hopd.rollout.rollout import Prompt, Rollout
+from hopd.rollout.rollout import Rollout, Stretch
 from hopd.rollout.vllm.request import requests, scoring_params
 from hopd.rollout.vllm.transfer import InProcess, Versions, trainer, write_weights
 
@@ -63,7 +63,8 @@ class ColocatedVllm:
         yield f"rollouts: vLLM {vllm.__version__}, colocated; weights are sent {how} before each step"
 
     def receive(self, weights: Mapping[str, Tensor]) -> str:
-        """Takes the weights and returns their version. Raises `ModelError` if vLLM does not support the model."""
+        """Takes the weights and returns their version. Raises `ModelError` if vLLM does not support the model, and
+        `EngineError` if it keeps what it computed with the previous weights."""
         version = self._versions.next()
         if self._llm is None:
             self._llm = self._start(weights)
@@ -82,23 +83,22 @@ class ColocatedVllm:
         self._llm.update_weight_version(version)
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
-        self._llm.reset_prefix_cache()  # it holds keys and values of the previous weights
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("colocated vLLM has not emptied its prefix cache, which is of the previous weights")
         return version
 
     def adopt(self, received: Any) -> None:
         """Does nothing: every process has a copy of its own."""
 
-    def sample(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
-    ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does, after `receive`. Raises `TaskError` for a prompt without room, and
-        `EngineError` for an incomplete answer or one by other weights."""
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Returns longer rollouts as `Engine.extend` does, after `receive`. Raises `TaskError` for a prompt without
+        room, and `EngineError` for a rollout that has ended, an incomplete answer or one by other weights."""
         from vllm import SamplingParams
 
-        asked = requests(self.model, prompts, max_tokens, samples)
+        asked = requests(self.model, stretches)
         outputs = self._llm.generate(
-            [{"prompt_token_ids": request.prompt.ids.tolist()} for request in asked],
-            [SamplingParams(**request.sampling_params(sampling, seed)) for request in asked],
+            [{"prompt_token_ids": request.token_ids} for request in asked],
+            [SamplingParams(**request.sampling_params(sampling)) for request in asked],
             use_tqdm=False,
         )
         made = []

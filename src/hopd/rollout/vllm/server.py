@@ -21,7 +21,7 @@ from hopd.model import LanguageModel
 from hopd.recipe import VllmServers
 from hopd.recipe.sampling import Sampling
 from hopd.remote import Backoff, Client, Fault, FaultKind, RequestStats
-from hopd.rollout.rollout import Prompt, Rollout
+from hopd.rollout.rollout import Rollout, Stretch
 from hopd.rollout.vllm.request import requests, scoring_params
 from hopd.rollout.vllm.transfer import Transfer, Versions, trainer, write_weights
 
@@ -123,12 +123,10 @@ class RemoteVllm:
         """Samples from now on with these weights, on these servers."""
         self._version, self._fresh = received
 
-    def sample(
-        self, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
-    ) -> list[Rollout]:
-        """Returns rollouts as `Engine.sample` does, after `adopt`. Raises `TaskError` for a prompt without room, and
-        `ServerUnavailable` after the deadline."""
-        asked = requests(self.model, prompts, max_tokens, samples)
+    def extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
+        """Returns longer rollouts as `Engine.extend` does, after `adopt`. Raises `TaskError` for a prompt without room,
+        `EngineError` for a rollout that has ended, and `ServerUnavailable` after the deadline."""
+        asked = requests(self.model, stretches)
 
         def read(n: int, body: bytes) -> Rollout:
             with _strictly():
@@ -142,11 +140,7 @@ class RemoteVllm:
             return asked[n].rollout(ids, log_probs, versions, self._version)
 
         bodies = [
-            {
-                "token_ids": request.prompt.ids.tolist(),
-                "sampling_params": request.sampling_params(sampling, seed),
-            }
-            for request in asked
+            {"token_ids": request.token_ids, "sampling_params": request.sampling_params(sampling)} for request in asked
         ]
         return self.client.ask(GENERATE, bodies, read, self._fresh)
 

@@ -1,0 +1,105 @@
+"""Defines simplifying fractions: another dataset of reasoning-gym, with a teacher trained on worked solutions of ours.
+
+It was chosen by a rule. Its name is the first in the alphabet of those datasets that are not used yet and where
+
+- a question is one sentence of at most 120 characters around whole numbers, the same for all problems,
+- the answer is determined, follows from 200 to 500 characters of work on digits, and is checked by the scorer,
+- there are more than 10,000 problems at the chosen options,
+- the work is not only sums, which three of the other tasks have.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import count, islice
+from pathlib import Path
+
+from experiments.language.pairs import make_pair
+from experiments.language.setting import Setting
+from experiments.quickstart.make import DROPPED_CARRIES, Examples
+from hopd.tasks import ReasoningGym
+from hopd.tasks.addition import LABELS
+
+DIGITS = 5  # of numerator and denominator, as the options make them
+FACTORS = {2: 3, 3: 2, 5: 1, 7: 1}  # the primes that divide a number up to 10, each with its highest power
+OPTIONS = {"min_value": 5000, "max_value": 9999, "min_factor": 2, "max_factor": 10, "styles": ["plain"]}
+SYMBOLS = " ./<>GS"  # of its questions and answers, that the packaged models have no token for
+BATCH = 8
+UPDATES = (600, 80)
+RATES = (1e-3, 5e-4)
+
+# The dataset numbers its problems by seed + index: distillation has the first 8192, evaluation those from 10,000 on,
+# and teacher and student learn from those after 1,000,000.
+SETTING = Setting(
+    task={"source": "reasoning_gym", "name": "fraction_simplification", "size": 8192, "options": OPTIONS},
+    held_out={"seed": 10_000},
+    full_tokens=390,
+    prompts=16,
+    problems=128,
+)
+
+
+def worked(numerator: int, denominator: int, rng: random.Random, drop_carry: float = 0.0) -> str:
+    """Returns the response: the fraction, a line for each division that is tried, the answer in tags.
+
+    A line has a label, a prime, and short division of numerator and denominator by it: for each digit the digit, the
+    carry into it and the quotient's digit, and then the rest; and the fraction that the next line begins with. If both
+    rests are 0, this is divided, and the prime is tried again, up to its highest power in a factor of at most 10. Each
+    carry is forgotten with probability `drop_carry`. The first lines for 27945/33534:
+
+        =27945/33534;
+        a2:2017139044025121/3013115124053420=27945/33534;
+        b3:2007299034155210/3013013115034410=09315/11178;
+    """
+    fraction = numerator, denominator
+    lines, labels = [f"={_written(*fraction)};"], iter(LABELS)
+    for prime, power in FACTORS.items():
+        for _ in range(power):
+            divided, quotients, rests = [], [], []
+            for number in fraction:
+                columns, quotient, rest = _divide(number, prime, rng, drop_carry)
+                divided.append(f"{columns}{rest}")
+                quotients.append(quotient)
+                rests.append(rest)
+            if not any(rests):
+                fraction = quotients[0], quotients[1]
+            lines.append(f"{next(labels)}{prime}:{'/'.join(divided)}={_written(*fraction)};")
+            if any(rests):
+                break
+    return "".join(lines) + f"<answer>{fraction[0]}/{fraction[1]}</answer>"
+
+
+def _divide(number: int, prime: int, rng: random.Random, drop_carry: float) -> tuple[str, int, int]:
+    """Divides digit by digit, and returns the columns, the quotient and the rest."""
+    columns, quotient, rest = [], 0, 0
+    for digit in map(int, f"{number:0{DIGITS}d}"):
+        carry = 0 if rng.random() < drop_carry else rest
+        of_quotient, rest = divmod(10 * carry + digit, prime)
+        columns.append(f"{digit}{carry}{of_quotient}")
+        quotient = 10 * quotient + of_quotient
+    return "".join(columns), quotient, rest
+
+
+def _written(numerator: int, denominator: int) -> str:
+    return f"{numerator:0{DIGITS}d}/{denominator:0{DIGITS}d}"
+
+
+def make(out: Path) -> None:
+    """Writes teacher and student."""
+    rng = random.Random(0)
+    make_pair(out, examples(rng, 0.0), examples(rng, DROPPED_CARRIES), UPDATES, RATES, SYMBOLS)
+
+
+def examples(rng: random.Random, drop_carry: float) -> Examples:
+    """Returns worked solutions for fractions that are not evaluated."""
+    held_out = ReasoningGym("fraction_simplification", size=SETTING.problems, options=OPTIONS, **SETTING.held_out)
+    asked = {problem.prompt for problem in held_out.problems}
+    dataset = ReasoningGym("fraction_simplification", size=1, seed=1_000_000, options=OPTIONS).dataset
+    others = (one for number in count() if (one := dataset[number])["question"] not in asked)
+
+    def of_update(update: int) -> Sequence[tuple[str, str]]:
+        return [
+            (one["question"], worked(one["metadata"]["numerator"], one["metadata"]["denominator"], rng, drop_carry))
+            for one in islice(others, BATCH)
+        ]
+
+    return of_update

@@ -1,0 +1,378 @@
+"""Rollouts in flight: each is started once, extended in every step, and ends once, on any number of processes."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hopd.errors import HorizonError
+from hopd.horizon import Decision
+from hopd.processes import Processes
+from hopd.rollout import FinishReason, Prompt, Rollout, Stretch, fold
+from hopd.training.flight import Flight, Slot
+from hopd.training.order import PromptOrder
+
+unhurried = settings(deadline=None, max_examples=25)
+T, PER_STEP = 40, 12
+Value = TypeVar("Value")
+
+
+class Meeting:
+    """Lets threads do together what processes do together."""
+
+    def __init__(self, size: int):
+        self.barrier, self.said = Barrier(size), [list[Any]() for _ in range(size)]
+
+    def gather(self, rank: int, values: list[Any]) -> list[Any]:
+        self.said[rank] = values
+        self.barrier.wait(10)
+        everything = [value for said in self.said for value in said]
+        self.barrier.wait(10)
+        return everything
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Stands for processes: each is a thread, with a rank."""
+
+    meeting: Meeting = None  # type: ignore[assignment]
+
+    def gather(self, values: list[Value]) -> list[Value]:
+        return self.meeting.gather(self.rank, values)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self.gather([tensor])).sum(0)
+
+
+def together(size: int, work: Callable[[Processes], Value]) -> list[Value]:
+    """Returns what each process's `work` returns, by rank."""
+    if size == 1:
+        return [work(Processes())]
+    meeting = Meeting(size)
+
+    def process(rank: int) -> Value:
+        try:
+            return work(Threads(rank, size, meeting=meeting))
+        except BaseException:
+            meeting.barrier.abort()  # the others need not wait
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(process, range(size)))
+
+
+def flight(processes: Processes, seed: int = 0, samples: int = 2, prompts: int = 30) -> Flight:
+    chosen = [Prompt(1000 + i, torch.tensor([i])) for i in range(prompts)]
+    return Flight(PromptOrder(chosen, PER_STEP // samples, seed, samples), PER_STEP, T, seed, processes)
+
+
+def extend(stretch: Stretch, step: int) -> Rollout:
+    """Extends a rollout as an engine would. By itself it has 1 to 2 T tokens, and stops there or is at the end of its
+    context. Its tokens are the step in which they were sampled."""
+    before = stretch.rollout
+    by_itself = 1 + fold(before.seed, before.prompt.id, before.sample) % (2 * T)
+    length = min(stretch.limit, by_itself)
+    assert length > before.length
+    finish = FinishReason.HORIZON
+    if length == by_itself:
+        finish = FinishReason.CONTEXT if by_itself % 4 == 0 else FinishReason.STOP
+    new = torch.full((length - before.length,), step)
+    return before.extended(new, -new.float(), finish, new.float() if stretch.keep and step % 2 else None)
+
+
+class Flown(NamedTuple):
+    """Holds what a process did in a step: what it asked for, and the rollouts that ended."""
+
+    asked: list[Stretch]
+    ended: list[Rollout]
+
+
+def fly(one: Flight, decisions: Sequence[Decision], first: int = 0) -> list[Flown]:
+    steps = []
+    for step, decision in enumerate(decisions, first):
+        (slots,) = one.deal(decision, step)
+        asked = [slot.stretch(decision) for slot in slots]
+        steps.append(Flown(asked, one.land(slots, [extend(stretch, step) for stretch in asked])))
+        one.complete()
+    return steps
+
+
+def named(rollout: Rollout) -> tuple[object, ...]:
+    """Describes a rollout, with every token."""
+    ages = rollout.age_of_tokens.tolist()
+    return rollout.prompt.id, rollout.sample, rollout.seed, tuple(rollout.ids.tolist()), tuple(ages), rollout.finish
+
+
+def key(rollout: Rollout) -> tuple[int, int, int]:
+    return rollout.prompt.id, rollout.sample, rollout.seed
+
+
+def joined(of_processes: Sequence[list[Flown]]) -> list[Flown]:
+    """Adds up what the processes did in each step."""
+    return [
+        Flown([s for flown in step for s in flown.asked], [r for flown in step for r in flown.ended])
+        for step in zip(*of_processes, strict=True)
+    ]
+
+
+def described(steps: Sequence[Flown]) -> list[tuple[object, ...]]:
+    """Describes steps, whichever process did what."""
+    return [
+        (Counter((key(s.rollout), s.limit, s.keep) for s in step.asked), Counter(named(r) for r in step.ended))
+        for step in steps
+    ]
+
+
+decisions = st.builds(
+    Decision,
+    tokens=st.integers(1, T),
+    reason=st.just("drawn"),
+    rollouts=st.none() | st.integers(1, 2 * PER_STEP),
+    whole=st.none() | st.integers(0, 2 * PER_STEP),
+    continues=st.booleans(),
+    end=st.none() | st.integers(1, T),
+)
+runs = st.lists(decisions, min_size=1, max_size=8)
+seeds = st.integers(0, 2**64 - 1)
+sizes = st.integers(1, 3)
+
+
+@unhurried
+@given(runs, seeds, st.sampled_from([1, 2, 3]))
+def test_a_step_has_its_number_of_rollouts_unless_more_are_in_flight(
+    run: list[Decision], seed: int, samples: int
+) -> None:
+    one = flight(Processes(), seed, samples)
+    for step, decision in enumerate(run):
+        flying = len(one.slots)
+        ((asked, _),) = fly(one, [decision], step)
+        count = decision.rollouts or PER_STEP
+        whole = count if decision.whole is None else min(decision.whole, count)
+        assert len(asked) == max(count, flying)
+        short = [s for s in asked if s.rollout.length == 0 and s.limit == decision.tokens and not s.keep]
+        assert len(short) >= count - max(whole, flying)
+        assert all(s.limit - s.rollout.length <= decision.tokens for s in asked if decision.continues)
+
+
+@unhurried
+@given(runs, seeds, sizes)
+def test_every_rollout_that_starts_ends_once_and_what_steps_add_is_its_length(
+    run: list[Decision], seed: int, size: int
+) -> None:
+    last = Decision(T, "the rest", rollouts=1, whole=None)
+    steps = joined(together(size, lambda processes: fly(flight(processes, seed), [*run, last])))
+    started = Counter(key(s.rollout) for step in steps for s in step.asked if s.rollout.length == 0)
+    ended = Counter(key(r) for step in steps for r in step.ended)
+    assert started == ended
+    assert set(started.values()) == {1}
+    for number, step in enumerate(steps):
+        assert all(
+            len(set(map(key, rollouts))) == len(rollouts) for rollouts in (step.ended, [s.rollout for s in step.asked])
+        )
+        for rollout in step.ended:
+            assert rollout.ids.tolist() == sorted(rollout.ids.tolist())
+            assert (number - rollout.ids).tolist() == rollout.age_of_tokens.tolist()
+            assert (-rollout.log_probs).tolist() == rollout.ids.tolist()
+    gained = Counter(i for step in steps for rollout in step.ended for i in rollout.ids.tolist())
+    for number, step in enumerate(steps):
+        assert gained[number] == sum(extend(s, 0).length - s.rollout.length for s in step.asked)
+
+
+@unhurried
+@given(runs, seeds)
+def test_a_whole_rollout_is_cut_at_its_end_only(run: list[Decision], seed: int) -> None:
+    """Nothing that was cut could have gone on: it has the end of the step in which it began, or opened a slot."""
+    one, ends = flight(Processes(), seed), dict[tuple[int, int, int], int]()
+    for step, decision in enumerate(run):
+        (slots,) = one.deal(decision, step)
+        ends |= {key(slot.rollout): slot.end for slot in slots if slot.rollout.length == 0}
+        assert all(ends[key(slot.rollout)] == slot.end for slot in slots)
+        asked = [slot.stretch(decision) for slot in slots]
+        for rollout in one.land(slots, [extend(stretch, step) for stretch in asked]):
+            assert rollout.finish is not FinishReason.HORIZON or rollout.length == ends[key(rollout)]
+        one.complete()
+
+
+def lasting(rollouts: int, tokens: int, **options: Any) -> Decision:
+    return Decision(tokens, "continued", rollouts, None, True, **options)
+
+
+def never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(extend.__globals__, "fold", lambda *counters: 2 * T - 2)
+
+
+@pytest.mark.parametrize(("rollouts", "tokens"), [(4, 10), (8, 10), (5, 10), (12, 7), (3, 2), (1, 10), (7, 40)])
+def test_endings_spread_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch, rollouts: int, tokens: int) -> None:
+    """Of n slots about n · h / T end in each step, and in T / h steps each ends once."""
+    never_stops(monkeypatch)
+    strides = -(-T // tokens)
+    steps = fly(flight(Processes()), [lasting(rollouts, tokens)] * (3 * strides))
+    endings = [len(step.ended) for step in steps]
+    for number in range(1, strides + 1):
+        assert abs(sum(endings[:number]) - number * rollouts / strides) < 1
+    for first in range(2 * strides):
+        assert sum(endings[first : first + strides]) == rollouts
+    assert {rollout.length for step in steps[strides:] for rollout in step.ended} == {T}
+
+
+def test_they_spread_again_after_a_step_in_which_all_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    never_stops(monkeypatch)
+    run = [lasting(8, 10)] * 4 + [Decision(T, "full", 8, None)] + [lasting(8, 10)] * 4
+    assert [len(step.ended) for step in fly(flight(Processes()), run)] == [2, 2, 2, 2, 8, 2, 2, 2, 2]
+
+
+def test_slots_that_open_later_spread_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where slots had been closed in between: of 8, whose rollouts have to end first, 4 are left after 4 steps."""
+    never_stops(monkeypatch)
+    one = flight(Processes())
+    run = [lasting(n, 10) for n in [4] * 4 + [8] * 8]
+    assert [len(step.ended) for step in fly(one, run)] == [1] * 4 + [2] * 8
+    fly(one, [lasting(4, 10)] * 4)
+    (step,) = fly(one, [lasting(8, 10)])
+    assert len(step.asked) == 8
+    assert {slot.end for slot in one.slots if slot.rollout.length == 10} >= {20, 30, 40}
+    assert [s.limit for s in step.asked if s.rollout.length == 0 and not s.keep] == [10]
+
+
+def test_whole_rollouts_and_short_ones_make_a_step() -> None:
+    steps = fly(flight(Processes()), [Decision(5, "mixed", 10, 3)] * 5)
+    for step in steps:
+        assert sorted(s.limit for s in step.asked) == [5] * 7 + [T] * 3
+        assert len(step.ended) == 10
+        assert not any(s.keep for s in step.asked)
+    one = flight(Processes())
+    for step in fly(one, [Decision(5, "mixed", 10, 3, continues=True)] * 20):
+        assert len(step.asked) == 10
+        assert sum(s.rollout.length > 0 or s.keep for s in step.asked) <= 3
+        assert all(s.limit - s.rollout.length <= 5 for s in step.asked)
+    assert 0 < len(one.slots) <= 3
+
+
+@unhurried
+@given(runs, seeds, st.sampled_from([1, 2, 3]))
+def test_any_number_of_processes_has_the_same_rollouts(run: list[Decision], seed: int, samples: int) -> None:
+    expected, two, three = (
+        described(joined(together(size, lambda processes: fly(flight(processes, seed, samples), run))))
+        for size in (1, 2, 3)
+    )
+    assert two == expected
+    assert three == expected
+
+
+@unhurried
+@given(st.integers(1, 3), st.integers(1, 8))
+def test_processes_have_about_as_many_rollouts(size: int, steps: int) -> None:
+    """They differ by the samples of a prompt at most, also where some of their rollouts stop early."""
+    run = [lasting(12, 10)] * steps
+    for step in zip(*together(size, lambda processes: fly(flight(processes), run)), strict=True):
+        asked = [len(flown.asked) for flown in step]
+        assert max(asked) - min(asked) <= 2
+
+
+@unhurried
+@given(runs, seeds, st.integers(0, 8), sizes, sizes)
+def test_what_is_saved_goes_on_on_any_number_of_processes(
+    run: list[Decision], seed: int, at: int, before: int, after: int
+) -> None:
+    expected = described(joined(together(1, lambda processes: fly(flight(processes, seed), run))))
+
+    def save(processes: Processes) -> tuple[dict[str, int], dict[str, Tensor]]:
+        one = flight(processes, seed)
+        fly(one, run[:at])
+        return one.state_dict(), one.state(keep=processes.rank == 0)
+
+    def resume(processes: Processes) -> list[Flown]:
+        one = flight(processes, seed)
+        one.load_state(*saved)
+        return fly(one, run[at:], at)
+
+    saved, *others = together(before, save)
+    assert all(tensors == {} for _, tensors in others)
+    assert all(tensor.is_contiguous() for tensor in saved[1].values())
+    assert described(joined(together(after, resume))) == expected[at:]
+
+
+def test_it_is_restored_to_the_bit() -> None:
+    large = next(seed for seed in range(100) if fold(seed, 0) >= 2**63)
+    one, other = (flight(Processes(), large) for _ in range(2))
+    fly(one, [lasting(12, 7)] * 2)
+    assert any(slot.rollout.seed >= 2**63 for slot in one.slots)
+    assert all(slot.rollout.cache is not None for slot in one.slots)
+    other.load_state(one.state_dict(), one.state())
+    assert [slot.end for slot in other.slots] == [slot.end for slot in one.slots]
+    for a, b in zip(one.slots, other.slots, strict=True):
+        assert named(a.rollout) == named(b.rollout)
+        assert a.rollout.prompt is not b.rollout.prompt
+        for name in ("ids", "log_probs", "ages", "cache"):
+            x, y = getattr(a.rollout, name), getattr(b.rollout, name)
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+
+
+@unhurried
+@given(runs, seeds, decisions)
+def test_a_step_that_is_given_up_leaves_everything_as_it_was(
+    run: list[Decision], seed: int, abandoned: Decision
+) -> None:
+    straight, troubled = flight(Processes(), seed), flight(Processes(), seed)
+    for step, decision in enumerate(run):
+        before = troubled.state_dict(), [named(slot.rollout) for slot in troubled.slots]
+        (slots,) = troubled.deal(abandoned, step)
+        troubled.land(slots, [extend(slot.stretch(abandoned), step) for slot in slots])
+        assert (troubled.state_dict(), [named(slot.rollout) for slot in troubled.slots]) == before
+        assert described(fly(troubled, [decision], step)) == described(fly(straight, [decision], step))
+
+
+cuts = st.integers(1, T).map(lambda tokens: Decision(tokens, "cut"))
+
+
+@unhurried
+@given(st.lists(cuts, min_size=1, max_size=8), seeds, sizes, st.sampled_from([None, 1, 2, 3, 6]))
+def test_without_continuing_a_step_has_its_prompts_in_the_old_shares(
+    run: list[Decision], seed: int, size: int, mini_batch: int | None
+) -> None:
+    """Process r of n has prompts r, r + n, r + 2 n, … of each mini-batch, each with all its samples."""
+
+    def deal(processes: Processes) -> list[list[list[Slot]]]:
+        one, steps = flight(processes, seed), []
+        for step, decision in enumerate(run):
+            steps.append(one.deal(decision, step, mini_batch and 2 * mini_batch))
+            one.complete()
+        return steps
+
+    order = flight(Processes(), seed).order
+    for rank, steps in enumerate(together(size, deal)):
+        for step, (decision, batches) in enumerate(zip(run, steps, strict=True)):
+            prompts = order.at(step)
+            width = mini_batch or len(prompts)
+            assert [[(slot.rollout.prompt.id, slot.rollout.sample) for slot in batch] for batch in batches] == [
+                [(prompt.id, sample) for prompt in prompts[first : first + width][rank::size] for sample in range(2)]
+                for first in range(0, len(prompts), width)
+            ]
+            for slot in (slot for batch in batches for slot in batch):
+                assert slot.rollout.seed == fold(seed, step)
+                stretch = slot.stretch(decision)
+                assert (stretch.limit, stretch.keep) == (decision.tokens, False)
+
+
+def test_mini_batches_and_rollouts_that_continue_exclude_each_other() -> None:
+    one = flight(Processes())
+    with pytest.raises(HorizonError, match=r"rollouts continue in step 3 \(continued\).*write no training\.mini_batch"):
+        one.deal(lasting(4, 5), 3, mini_batch=2)
+    fly(one, [lasting(4, 5)])
+    with pytest.raises(HorizonError, match=r"rollouts continue in step 1 \(cut\)"):
+        one.deal(Decision(5, "cut"), 1, mini_batch=2)
+
+
+def test_a_step_with_more_rollouts_than_prompts_never_draws_the_same_numbers_twice() -> None:
+    one = flight(Processes(), samples=1, prompts=12)
+    for step in fly(one, [Decision(5, "many", rollouts=60), Decision(5, "few", rollouts=5)] * 3):
+        assert len({key(s.rollout) for s in step.asked}) == len(step.asked)
