@@ -72,7 +72,9 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
 
 
 def test_the_full_length_is_an_argument_and_no_option_of_the_mapping() -> None:
-    with pytest.raises(RecipeError, match="'full' has no option 'full_tokens'; it takes rollouts, whole, continue"):
+    with pytest.raises(
+        RecipeError, match="'full' has no option 'full_tokens'; it takes rollouts, whole, sketches, continue"
+    ):
         horizon.build({"controller": "full", "full_tokens": 50}, full_tokens=100)
 
 
