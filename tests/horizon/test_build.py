@@ -85,7 +85,7 @@ def test_continue_has_this_name_in_every_mapping_and_sentence() -> None:
     assert described["continue"] is True
     assert "continues" not in described
     assert horizon.build(described, full_tokens=100) == made
-    with pytest.raises(RecipeError, match=r"'continues' \(did you mean 'continue'\?\); it takes .*continue, "):
+    with pytest.raises(RecipeError, match=r"'continues' \(did you mean 'continue'\?\); it takes .*continue"):
         horizon.build({"controller": "truncated", "ratio": 0.1, "continues": True}, full_tokens=100)
     with pytest.raises(RecipeError) as error:
         horizon.build({"controller": "full", "contine": True}, full_tokens=100)
