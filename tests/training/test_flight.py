@@ -152,8 +152,9 @@ def test_a_step_has_its_number_of_rollouts_unless_more_are_in_flight(
 ) -> None:
     one = flight(Processes(), seed, samples)
     for step, decision in enumerate(run):
-        flying = len(one.slots)
+        flying, started = len(one.slots), one.started
         ((asked, _),) = fly(one, [decision], step)
+        assert one.started - started == sum(s.rollout.length == 0 for s in asked) == len(asked) - flying
         count = decision.rollouts or PER_STEP
         whole = count if decision.whole is None else min(decision.whole, count)
         assert len(asked) == max(count, flying)
@@ -277,11 +278,13 @@ def test_processes_have_about_as_many_rollouts(size: int, steps: int) -> None:
         assert max(asked) - min(asked) <= 2
 
 
-@unhurried
-@given(runs, seeds, st.integers(0, 8), sizes, sizes)
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (3, 2), (2, 3)])
+@settings(deadline=None, max_examples=6)
+@given(run=runs, seed=seeds, at=st.integers(0, 3))
 def test_what_is_saved_goes_on_on_any_number_of_processes(
     run: list[Decision], seed: int, at: int, before: int, after: int
 ) -> None:
+    run, at = [lasting(12, 7)] * 2 + run, 2 + at
     expected = described(joined(together(1, lambda processes: fly(flight(processes, seed), run))))
 
     def save(processes: Processes) -> tuple[dict[str, int], dict[str, Tensor]]:
