@@ -25,7 +25,7 @@ def train(monkeypatch, tmp_path):
         return Distiller.of(recipe, resume=True, progress=Progress(quiet=True)).train().directory
 
     yield run
-    for name in ("plateau", "own_task"):
+    for name in ("stops", "own_task"):
         sys.modules.pop(name, None)
 
 
@@ -35,10 +35,10 @@ def test_an_example_has_at_most_60_lines(path):
 
 
 def test_a_controller_of_ones_own_grows_the_horizon_and_is_resumed(train):
-    whole = train("plateau", "name=whole", "training.steps=12").read("horizon")
+    whole = train("stops", "name=whole", "training.steps=12").read("horizon")
     grown = next(line["step"] for line in whole if line["tokens"] > 24)
-    train("plateau", f"training.steps={grown}")
-    assert train("plateau", "training.steps=12").read("horizon") == whole
+    train("stops", f"training.steps={grown}")
+    assert train("stops", "training.steps=12").read("horizon") == whole
 
 
 def test_a_task_and_a_check_of_ones_own_train_and_evaluate(train):

@@ -89,11 +89,12 @@ class Distiller:
             statistics.add_rollouts(rollouts)
         parts.flight.complete()
         statistics = statistics.summed(parts.processes)
-        parts.controller.observe(statistics.evidence(self.step, decision.tokens))
+        evidence = statistics.evidence(self.step, decision.tokens)
+        parts.controller.observe(evidence)
         self.step += 1
         measured = {"learning_rate": learner.optimizer.learning_rate(self.step - 1), "gradient_norm": norm}
         measured |= statistics.metrics() | learner.remote.metrics() | parts.engine.metrics()
-        parts.recorder.step(self.step, decision, measured)
+        parts.recorder.step(self.step, decision, evidence, measured)
 
     def _decide(self) -> Decision:
         """Takes the first process's decision: a controller that looks at a clock may decide otherwise on another."""

@@ -72,7 +72,9 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name() -> None:
 
 
 def test_the_full_length_is_an_argument_and_no_option_of_the_mapping() -> None:
-    with pytest.raises(RecipeError, match="'full' has no option 'full_tokens'; it takes rollouts, whole, continue"):
+    with pytest.raises(
+        RecipeError, match="'full' has no option 'full_tokens'; it takes rollouts, whole, sketches, continue"
+    ):
         horizon.build({"controller": "full", "full_tokens": 50}, full_tokens=100)
 
 
@@ -83,7 +85,7 @@ def test_continue_has_this_name_in_every_mapping_and_sentence() -> None:
     assert described["continue"] is True
     assert "continues" not in described
     assert horizon.build(described, full_tokens=100) == made
-    with pytest.raises(RecipeError, match=r"'continues' \(did you mean 'continue'\?\); it takes .*continue, "):
+    with pytest.raises(RecipeError, match=r"'continues' \(did you mean 'continue'\?\); it takes .*continue"):
         horizon.build({"controller": "truncated", "ratio": 0.1, "continues": True}, full_tokens=100)
     with pytest.raises(RecipeError) as error:
         horizon.build({"controller": "full", "contine": True}, full_tokens=100)

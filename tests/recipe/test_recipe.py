@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hopd.errors import RecipeError
-from hopd.horizon import First, Full, Truncated, Whole
+from hopd.horizon import Block, Evidence, First, Full, Plateau, Truncated, Whole
 from hopd.objective import Full as FullVocabulary
 from hopd.objective import Sampled, TopK
 from hopd.recipe import AdditionSource, ModelSource, Recipe, RolloutSection, TrainingSection
@@ -81,12 +81,26 @@ def test_every_estimator_has_an_importance_cap(estimator: str) -> None:
         {"controller": "truncated", "tokens": 9},
         {"controller": "progressive", "start": 1, "increment": 1},
         {"controller": "staged", "stages": {0: 10, 5: 20}},
+        {"controller": "random", "ratio": 0.1, "seed": 3, "continue": True},
+        {"controller": "prune", "whole": 2},
+        {"controller": "plateau", "start": 10, "increment": 5, "patience": 2},
+        {"controller": "settled", "warmup": 7},
     ],
 )
 def test_a_recipe_with_any_horizon_survives_a_round_trip_through_yaml(horizon: dict[str, Any]) -> None:
     recipe = Recipe.parse(minimal(horizon=horizon))
     assert reread(recipe) == recipe
     assert reread(recipe).controller() == recipe.controller()
+
+
+def test_every_run_starts_with_a_new_state_of_the_horizon() -> None:
+    recipe = Recipe.parse(minimal(horizon={"controller": "plateau", "start": 10, "increment": 5}))
+    tenth = Block(0, 10, rollouts=4, stopped=0, tokens=40, reverse_kl=0.3)
+    for step in range(20):
+        recipe.controller().observe(Evidence(step, 10, 4, 0, 10.0, (), (), (), (tenth,)))
+    assert recipe.controller().decide(20).tokens == 10
+    assert isinstance(recipe.horizon, Plateau)
+    assert recipe.horizon.state_dict() == recipe.controller().state_dict()
 
 
 def test_a_recipe_loads_neither_torch_nor_transformers() -> None:

@@ -29,6 +29,7 @@ from hopd.recipe import AdaptersOff, NativeDecoding, Recipe
 from hopd.rollout import Engine, NativeEngine, Stream, fold
 from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
+from hopd.run.drift import DriftAlarm
 from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
 from hopd.run.mismatch import MismatchAlarm
@@ -119,6 +120,7 @@ def build(
         sketch=sketch,
     )
     learner.remote.restore(state.get("fingerprints", {}))
+    drift = DriftAlarm.restored(state.get("drift"))
     saved: dict[str, Callable[[], Any]] = {
         "attention": lambda: attention_of(student),
         "fingerprints": learner.remote.fingerprints,
@@ -126,13 +128,14 @@ def build(
         "ledger": ledger.state_dict,
         "averaged_updates": lambda: average.updates,
         "flight": flight.state_dict,
+        "drift": drift.state_dict,
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
     keeps = (
         isinstance(rollout.engine, NativeDecoding) and rollout.engine.keys == "kept" and controller.decide(0).continues
     )
-    alarm = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
+    mismatch = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,
@@ -163,7 +166,7 @@ def build(
             saved,
             processes,
         ),
-        recorder=Recorder(recipe.name, directory, ledger, alarm, progress, processes, recipe.trackers),
+        recorder=Recorder(recipe.name, directory, ledger, mismatch, drift, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),
         resumed=resumed,
     )

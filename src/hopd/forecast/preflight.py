@@ -131,10 +131,10 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
     moved = parts.processes.highest(parts.learner.optimizer.roll_back(before))
     parts.ledger.pending = Account()
     loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
-    if not mismatch <= parts.recorder.alarm.threshold:
+    if not mismatch <= parts.recorder.mismatch.threshold:
         raise ModelError(
             f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, above "
-            f"rollout.mismatch_alarm = {parts.recorder.alarm.threshold:g}: what is sampled is not what is trained"
+            f"rollout.mismatch_alarm = {parts.recorder.mismatch.threshold:g}: what is sampled is not what is trained"
         )
     if loss == 0 or norm == 0 or moved == 0 or not math.isfinite(moved):
         raise ModelError(

@@ -9,14 +9,16 @@ alone:
 """
 
 from hopd.horizon.adaptive import Adaptive
-from hopd.horizon.build import build, build_window, describe, describe_window
+from hopd.horizon.build import BuiltIn, build, build_window, describe, describe_window
 from hopd.horizon.controller import Block, Controller, Decision, Evidence, Gradients
-from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
+from hopd.horizon.neighbours import Plateau, Prune, Settled
+from hopd.horizon.schedule import Full, Progressive, RandomHorizon, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
 __all__ = [
     "Adaptive",
     "Block",
+    "BuiltIn",
     "Controller",
     "Decision",
     "Evidence",
@@ -24,9 +26,13 @@ __all__ = [
     "Full",
     "Gradients",
     "Last",
+    "Plateau",
     "Progressive",
+    "Prune",
     "Random",
+    "RandomHorizon",
     "Segment",
+    "Settled",
     "Staged",
     "Truncated",
     "Whole",

@@ -7,15 +7,21 @@ from typing import Any
 from hopd import plugin
 from hopd.horizon.adaptive import Adaptive
 from hopd.horizon.controller import Controller
-from hopd.horizon.schedule import Full, Progressive, Staged, Truncated
+from hopd.horizon.neighbours import Plateau, Prune, Settled
+from hopd.horizon.schedule import Full, Progressive, RandomHorizon, Staged, Truncated
 from hopd.horizon.window import First, Last, Random, Segment, Whole, Window
 
+BuiltIn = Full | Truncated | Progressive | Staged | Adaptive | RandomHorizon | Prune | Plateau | Settled
 CONTROLLERS = {
     "full": Full,
     "truncated": Truncated,
     "progressive": Progressive,
     "staged": Staged,
     "adaptive": Adaptive,
+    "random": RandomHorizon,
+    "prune": Prune,
+    "plateau": Plateau,
+    "settled": Settled,
 }
 GIVEN = ("full_tokens", "per_step")  # what a controller may have as arguments, and a recipe says elsewhere
 WINDOWS = {"whole": Whole, "first": First, "last": Last, "random": Random, "segment": Segment}
@@ -43,7 +49,7 @@ def build_window(spec: Mapping[str, Any]) -> Window:
     return window
 
 
-def describe(controller: Full | Truncated | Progressive | Staged | Adaptive) -> dict[str, Any]:
+def describe(controller: BuiltIn) -> dict[str, Any]:
     """Returns the mapping from which `build` makes the controller, with every option and without what is `GIVEN`."""
     options = _described("controller", CONTROLLERS, controller)
     return {plugin.OPTIONS.get(key, key): value for key, value in options if key not in GIVEN}

@@ -13,14 +13,12 @@ from hopd.plugin import Plugin
 from hopd.recipe.section import kind_named_by
 from hopd.recipe.sentences import as_pydantic
 
-BuiltIn = horizons.Full | horizons.Truncated | horizons.Progressive | horizons.Staged | horizons.Adaptive
-
 
 def _read_horizon(value: Any, info: ValidationInfo) -> Any:
     rollout = info.data.get("rollout")
     if rollout is None:  # the rollout section is reported by itself, and without it the full length is unknown
         return value
-    if not isinstance(value, BuiltIn):
+    if not isinstance(value, horizons.BuiltIn):
         return _read(value, "controller", lambda spec: horizons.build(spec, rollout.full_tokens, rollout.per_step))
     if value.full_tokens != rollout.full_tokens:
         raise as_pydantic(
@@ -90,7 +88,7 @@ def _write_own(value: objectives.Custom) -> dict[str, Any]:
 
 
 Horizon = Annotated[
-    BuiltIn | Plugin,
+    horizons.BuiltIn | Plugin,
     PlainValidator(_read_horizon),
     PlainSerializer(_write_horizon),
 ]

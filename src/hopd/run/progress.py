@@ -1,7 +1,7 @@
 """Shows a person how a run goes: a live line in a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ class Progress:
         self.every_seconds = every_seconds
         self._live: Live | None = None
         self._tokens: int | None = None
-        self._alarmed = False
+        self._alarmed: set[str] = set()
 
     @contextmanager
     def run(self, name: str, first: int, total: int) -> Iterator[None]:
@@ -38,12 +38,13 @@ class Progress:
             yield
         self._live = None
 
-    def step(self, metrics: dict[str, Any], decision: Decision, alarm: str | None = None) -> None:
-        """Shows a complete step; where there is no terminal, not more often than every few seconds. An alarm that
-        persists is shown once."""
-        if alarm and not self._alarmed:
-            self.note(alarm)
-        self._alarmed = alarm is not None
+    def step(self, metrics: dict[str, Any], decision: Decision, alarms: Mapping[str, str]) -> None:
+        """Shows a complete step; where there is no terminal, not more often than every few seconds. Of the alarms, by
+        what they are about, one that persists is shown once."""
+        for name, alarm in alarms.items():
+            if name not in self._alarmed:
+                self.note(alarm)
+        self._alarmed = set(alarms)
         if decision.tokens != self._tokens:
             if self._tokens is None or not self._grows_steadily(decision.tokens):
                 self.note(f"step {metrics['step']}: horizon {decision.reason}")

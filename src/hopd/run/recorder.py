@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from hopd.evaluation import Evaluation
-from hopd.horizon import Decision
+from hopd.horizon import Decision, Evidence
 from hopd.processes import Processes
 from hopd.run.directory import RunDirectory
+from hopd.run.drift import DriftAlarm
 from hopd.run.ledger import Ledger, peak_memory
 from hopd.run.mismatch import MismatchAlarm
 from hopd.run.progress import Progress
@@ -23,12 +24,14 @@ class Recorder:
         name: str,
         directory: RunDirectory,
         ledger: Ledger,
-        alarm: MismatchAlarm,
+        mismatch: MismatchAlarm,
+        drift: DriftAlarm,
         progress: Progress,
         processes: Processes,
         trackers: Sequence[str] = (),
     ):
-        self.name, self.directory, self.ledger, self.alarm = name, directory, ledger, alarm
+        self.name, self.directory, self.ledger = name, directory, ledger
+        self.mismatch, self.drift = mismatch, drift
         self.progress, self.processes = progress, processes
         self._trackers = Trackers(trackers, directory.path) if trackers else None
 
@@ -44,7 +47,7 @@ class Recorder:
             if self._trackers:
                 self._trackers.close()
 
-    def step(self, step: int, decision: Decision, measured: Mapping[str, Any]) -> None:
+    def step(self, step: int, decision: Decision, evidence: Evidence, measured: Mapping[str, Any]) -> None:
         """Commits the step's work to the ledger and writes what it showed. All processes call it together."""
         work = self.ledger.commit(self.processes)
         metrics = {
@@ -58,11 +61,15 @@ class Recorder:
             "flops": work.training_flops,
             "peak_memory": peak_memory(self.processes.device),
         }
-        alarm = self.alarm.sentence(step, metrics.get("mismatch", 0.0))
+        found = {
+            "mismatch": self.mismatch.sentence(step, metrics.get("mismatch", 0.0)),
+            "drift": self.drift.sentence(step, decision, evidence),
+        }
+        alarms = {name: sentence for name, sentence in found.items() if sentence}
         if self.processes.is_first:
-            self.directory.append("metrics", metrics | ({"alarm": alarm} if alarm else {}))
+            self.directory.append("metrics", metrics | ({"alarm": "\n".join(alarms.values())} if alarms else {}))
             self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})
-            self.progress.step(metrics, decision, alarm)
+            self.progress.step(metrics, decision, alarms)
         self._track({name: value for name, value in metrics.items() if isinstance(value, int | float)}, step)
 
     def evaluation(self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
