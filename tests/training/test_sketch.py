@@ -167,6 +167,15 @@ def test_a_sketch_is_as_near_as_its_numbers_allow_and_right_in_the_mean(models, 
     assert float((drawn[0] - true).abs().max()) > 0
 
 
+def test_inputs_and_gradients_have_signs_of_their_own(models, tmp_path, rollouts):
+    sketch = Sketch.of(models[0], FULL_TOKENS)
+    sketched(models, tmp_path, rollouts[:2], sketch)
+    drawn = [watched.signs[name][:, :128].double() for watched in sketch.watched for name in ("x", "delta")]
+    for place, one in enumerate(drawn):
+        assert all(abs(float((one * other).mean())) < 0.1 for other in drawn[:place])
+        assert one.abs().unique().tolist() == [1]
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 120, 300])
 def test_micro_batches_and_order_change_nothing(models, tmp_path, rollouts, tokens_per_batch):
     shuffled = [rollouts[i] for i in torch.randperm(len(rollouts)).tolist()]
