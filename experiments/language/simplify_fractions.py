@@ -20,19 +20,19 @@ from hopd.tasks import ReasoningGym
 from hopd.tasks.addition import LABELS
 
 DIGITS = 5  # of numerator and denominator, as the options make them
-FACTORS = {2: 3, 3: 2, 5: 1, 7: 1}  # the primes that divide a number up to 10, each with its highest power
-OPTIONS = {"min_value": 5000, "max_value": 9999, "min_factor": 2, "max_factor": 10, "styles": ["plain"]}
+FACTORS = {2: 2, 3: 1, 5: 1}  # the primes that divide a number up to 6, each with its highest power
+OPTIONS = {"min_value": 5000, "max_value": 9999, "min_factor": 2, "max_factor": 6, "styles": ["plain"]}
 SYMBOLS = " ./<>GS"  # of its questions and answers, that the packaged models have no token for
 BATCH = 8
-UPDATES = (600, 80)
-RATES = (1e-3, 5e-4)
+UPDATES = (1700, 80)
+RATES = (1.5e-3, 5e-4)
 
 # The dataset numbers its problems by seed + index: distillation has the first 8192, evaluation those from 10,000 on,
 # and teacher and student learn from those after 1,000,000.
 SETTING = Setting(
     task={"source": "reasoning_gym", "name": "fraction_simplification", "size": 8192, "options": OPTIONS},
     held_out={"seed": 10_000},
-    full_tokens=390,
+    full_tokens=288,
     prompts=16,
     problems=128,
 )
@@ -42,13 +42,13 @@ def worked(numerator: int, denominator: int, rng: random.Random, drop_carry: flo
     """Returns the response: the fraction, a line for each division that is tried, the answer in tags.
 
     A line has a label, a prime, and short division of numerator and denominator by it: for each digit the digit, the
-    carry into it and the quotient's digit, and then the rest; and the fraction that the next line begins with. If both
-    rests are 0, this is divided, and the prime is tried again, up to its highest power in a factor of at most 10. Each
-    carry is forgotten with probability `drop_carry`. The first lines for 27945/33534:
+    carry into it and the quotient's digit, then the rest and the quotient; and the fraction that the next line begins
+    with. That is the quotients if both rests are 0, and then the prime is tried again, up to its highest power in a
+    factor of at most 6. Each carry is forgotten with probability `drop_carry`. The first lines for 28983/43473:
 
-        =27945/33534;
-        a2:2017139044025121/3013115124053420=27945/33534;
-        b3:2007299034155210/3013013115034410=09315/11178;
+        =28983/43473;
+        a2:2018049048193011=14491/4023014177033161=21736:28983/43473;
+        b3:2008299168163010=09661/4013144147293010=14491:09661/14491;
     """
     fraction = numerator, denominator
     lines, labels = [f"={_written(*fraction)};"], iter(LABELS)
@@ -57,12 +57,12 @@ def worked(numerator: int, denominator: int, rng: random.Random, drop_carry: flo
             divided, quotients, rests = [], [], []
             for number in fraction:
                 columns, quotient, rest = _divide(number, prime, rng, drop_carry)
-                divided.append(f"{columns}{rest}")
+                divided.append(f"{columns}{rest}={quotient:0{DIGITS}d}")
                 quotients.append(quotient)
                 rests.append(rest)
             if not any(rests):
                 fraction = quotients[0], quotients[1]
-            lines.append(f"{next(labels)}{prime}:{'/'.join(divided)}={_written(*fraction)};")
+            lines.append(f"{next(labels)}{prime}:{'/'.join(divided)}:{_written(*fraction)};")
             if any(rests):
                 break
     return "".join(lines) + f"<answer>{fraction[0]}/{fraction[1]}</answer>"

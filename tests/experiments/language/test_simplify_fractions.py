@@ -12,7 +12,7 @@ from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.tasks import addition
 
-LINE = re.compile(r"[a-f]([2357]):(\d{15})(\d)/(\d{15})(\d)=(\d{5})/(\d{5});")
+LINE = re.compile(r"[a-d]([235]):(\d{15})(\d)=(\d{5})/(\d{15})(\d)=(\d{5}):(\d{5})/(\d{5});")
 
 
 def the_task(**changes):
@@ -47,12 +47,13 @@ def test_worked_solutions_are_right_line_by_line_and_score_1():
         above, below = fraction(problem)
         assert response.startswith(f"={above}/{below};")
         lines = LINE.findall(response)
-        assert 4 <= len(lines) <= 6
-        for prime, upper, upper_rest, lower, lower_rest, new_above, new_below in lines:
-            of_above, of_below = divided(upper, above, int(prime)), divided(lower, below, int(prime))
-            assert (of_above[1], of_below[1]) == (int(upper_rest), int(lower_rest))
-            if of_above[1] == of_below[1] == 0:
-                above, below = of_above[0], of_below[0]
+        assert 3 <= len(lines) <= 4
+        for prime, *line in lines:
+            upper, upper_rest, upper_quotient, lower, lower_rest, lower_quotient, new_above, new_below = line
+            assert divided(upper, above, int(prime)) == (int(upper_quotient), int(upper_rest))
+            assert divided(lower, below, int(prime)) == (int(lower_quotient), int(lower_rest))
+            if upper_rest == lower_rest == "0":
+                above, below = int(upper_quotient), int(lower_quotient)
             assert (int(new_above), int(new_below)) == (above, below)
         assert gcd(above, below) == 1
         assert response.endswith(f";<answer>{above}/{below}</answer>")
