@@ -125,6 +125,16 @@ def test_a_run_resumes_on_another_number_of_processes(train, one, before, after,
     check_same(one, resumed)
 
 
+def test_rollouts_continue_on_any_number_of_processes(train, tmp_path):
+    """Twelve in flight end three a step, on whichever process they are; those of two processes then go on on one."""
+    continued = ("horizon={controller: truncated, tokens: 15, continue: true}", "training.mini_batch=null")
+    one, two = train(1, *continued), train(2, *continued, output=tmp_path)
+    check_same(one, two)
+    shutil.rmtree(two / "checkpoints" / f"step-{STEPS:06d}")
+    assert (two / "checkpoints" / "step-000003" / "flight.safetensors").exists()
+    check_same(one, train(1, *continued, output=tmp_path))
+
+
 def test_a_process_without_prompts_waits_for_the_others(train):
     """Mini-batches of one prompt: the second process never has any."""
     single = ("training.mini_batch=1", "rollout.prompts=2", "evaluation.task.size=1")

@@ -116,7 +116,7 @@ def test_told_to_stop_where_no_checkpoint_is_due_it_resumes_to_the_same_bits(uni
 
 def test_a_checkpoint_of_before_resumes_and_draws_the_same_prompts(tmp_path):
     """Version 0.2 knew neither rollouts in flight nor what a recipe says of them."""
-    before = {"horizon": {"controller": "progressive", "start": 5, "increment": 2}}
+    before: dict[str, Any] = {"horizon": {"controller": "progressive", "start": 5, "increment": 2}}
     distil(recipe(tmp_path, **before))
     expected, run = outcome(tmp_path), tmp_path / "run"
     for found in checkpoint.find(run / "checkpoints"):

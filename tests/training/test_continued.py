@@ -13,7 +13,7 @@ from hopd.errors import EngineError, HorizonError
 from hopd.horizon import Decision, Evidence, Truncated
 from hopd.model import load
 from hopd.recipe import Recipe
-from hopd.rollout import Engine, FinishReason, NativeEngine, Rollout, fold
+from hopd.rollout import Engine, FinishReason, NativeEngine, Rollout, Stretch, fold
 from hopd.run import checkpoint
 from hopd.run.progress import Progress
 
@@ -84,7 +84,8 @@ def test_a_step_learns_from_whole_rollouts(tiny: Path, objective: dict[str, Any]
     assert any(rollout.length == T for rollouts in made.trained.values() for rollout in rollouts)
     learner, engine, sampling = made.parts.learner, NativeEngine(made.parts.student), made.parts.sampling
     for step, rollouts in made.trained.items():
-        at_once = [engine.sample([one.prompt], one.length, sampling, one.seed, one.sample + 1)[-1] for one in rollouts]
+        starts = [Stretch(Rollout.start(one.prompt, one.sample, one.seed), one.length) for one in rollouts]
+        at_once = engine.extend(starts, sampling)
         for one, other in zip(rollouts, at_once, strict=True):
             assert one.ids.tolist() == other.ids.tolist()
         statistics = made.parts.statistics()
@@ -154,6 +155,9 @@ def test_the_controller_sees_what_a_step_of_them_showed(tiny: Path) -> None:
         assert line["mismatch"] < 1e-2
         assert ("staleness" in line) == bool(ages.any())
         assert sum(block.tokens for block in evidence.blocks) == line["trained_tokens"] == len(ages)
+        exact = sum(block.reverse_kl * block.tokens for block in evidence.blocks) / len(ages)
+        assert exact == pytest.approx(line["loss"])  # of the estimator full
+        assert exact != pytest.approx(line["reverse_kl"])
     assert {bool(evidence.rollouts) for evidence in made.evidence} == {True, False}
 
 

@@ -16,7 +16,7 @@ from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling, 
 from hopd.tasks import RepeatedAddition
 from hopd.training.block_sums import BLOCKS
 from hopd.training.statistics import StepStatistics
-from tests.training.test_flight import together
+from tests.training.flown import together
 from tests.training.test_normalisation import STUDENT, TEACHER, learner
 
 unhurried = settings(deadline=None, max_examples=40)
