@@ -201,6 +201,14 @@ def test_plateau_looks_at_its_band_alone() -> None:
     assert run(Plateau(FULL, 200, 200, patience=3), 40, band_falls)[-1] > 200
 
 
+def test_plateau_survives_a_band_that_was_all_but_learnt_when_its_horizon_was_entered() -> None:
+    controller = Plateau(FULL, start=200, increment=100, patience=50)
+    run(controller, 1, lambda step: [5e-324] * 10)
+    run(controller, 20, lambda step: [3.0] * 10, first=1)
+    assert json.dumps(controller.state_dict(), allow_nan=False)
+    assert run(controller, 60, lambda step: [0.1] * 10, first=21)[-1] > 200
+
+
 def test_plateau_stays_while_too_few_rollouts_reach_its_horizon() -> None:
     controller = Plateau(FULL, start=200, increment=100, patience=2)
     for step in range(30):

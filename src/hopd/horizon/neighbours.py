@@ -23,7 +23,7 @@ MISSES = 3
 
 MEMORY = 0.9  # of the average of log ratios, which FastOPD does not publish
 LOWER = 0.01  # by which a log ratio must fall to be a new minimum: an average nears a constant for ever
-LEARNT = 1e-3  # of the divergence at first: a log ratio does not go below it, even if an estimate is negative
+LEARNT = 1e-3  # of the divergence at first, or its inverse: log ratios go no further, even if an estimate is negative
 
 SETTLED = 0.7  # quantile of the least divergences: KAT's 1 − η
 TIMES = 4
@@ -169,7 +169,7 @@ class Plateau(Rule):
         if memory.entered is None:
             memory.entered = divergence if divergence > 0 else None
             return
-        ratio = log(max(divergence / memory.entered, LEARNT))
+        ratio = log(min(max(divergence / memory.entered, LEARNT), 1 / LEARNT))
         memory.average += (1 - MEMORY) * (ratio - memory.average)
         if memory.average <= memory.least - LOWER:
             memory.waited, memory.least = 0, memory.average
