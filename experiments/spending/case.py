@@ -55,6 +55,6 @@ CASES = {
         Case.of("count-bits", 32, 471, count_bits.SETTING, count_bits.make),
         Case.of("long-addition", 32, 701, long_addition.SETTING, long_addition.make),
         Case.of("late-noise", 16, 353, late_noise.SETTING, late_noise.make),
-        Case.of("simplify-fractions", 32, 240, simplify_fractions.SETTING, simplify_fractions.make),
+        Case.of("simplify-fractions", 32, 260, simplify_fractions.SETTING, simplify_fractions.make),
     )
 }
