@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 from experiments.language.horizons import HorizonComparison
-from experiments.language.pairs import SHARPENED, make_pair
+from experiments.language.pairs import SHARPENED, make_pair, not_evaluated
 from experiments.language.setting import OPD, Setting, topd
 from experiments.quickstart.make import DROPPED_CARRIES, Examples
-from hopd.tasks import ReasoningGym
 from hopd.tasks.addition import LABELS
 
 DIGITS = 5
@@ -63,10 +62,7 @@ def make(out: Path) -> None:
 
 def examples(rng: random.Random, drop_carry: float) -> Examples:
     """Returns worked solutions for numbers that are not evaluated."""
-    held_out = ReasoningGym("count_bits", size=SETTING.problems, options=OPTIONS, **SETTING.held_out)
-    asked = {problem.prompt for problem in held_out.problems}
-    dataset = ReasoningGym("count_bits", size=1, seed=1_000_000, options=OPTIONS).dataset
-    others = (one for number in count() if (one := dataset[number])["question"] not in asked)
+    others = not_evaluated("count_bits", OPTIONS, SETTING)
 
     def of_update(update: int) -> Sequence[tuple[str, str]]:
         drawn = islice(others, BATCH)

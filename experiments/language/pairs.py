@@ -1,12 +1,17 @@
 """Makes teachers and students of 0.65M parameters for tasks that the packaged ones do not know."""
 
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments.language.setting import Setting
 from experiments.quickstart.make import Examples, character_tokenizer, fine_tune, save
 from hopd.quickstart import RECIPE
+from hopd.tasks import ReasoningGym
 from hopd.tasks.addition import SYMBOLS
 
 PACKAGED = RECIPE.parent / "teacher"
@@ -47,3 +52,11 @@ def make_pair(
     save(model, tokenizer, out / "teacher")
     fine_tune(model, tokenizer, of_student, updates[1], learning_rate=rates[1], log=print)
     save(model, tokenizer, out / "student")
+
+
+def not_evaluated(name: str, options: Mapping[str, Any], setting: Setting) -> Iterator[dict[str, Any]]:
+    """Yields problems of a dataset of reasoning-gym that the setting does not evaluate: those after 1,000,000."""
+    held_out = ReasoningGym(name, size=setting.problems, options=dict(options), **setting.held_out)
+    asked = {problem.prompt for problem in held_out.problems}
+    dataset = ReasoningGym(name, size=1, seed=1_000_000, options=dict(options)).dataset
+    return (one for number in count() if (one := dataset[number])["question"] not in asked)

@@ -10,13 +10,12 @@ It was chosen by a rule. Its name is the first in the alphabet of those datasets
 
 import random
 from collections.abc import Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
-from experiments.language.pairs import make_pair
+from experiments.language.pairs import make_pair, not_evaluated
 from experiments.language.setting import Setting
 from experiments.quickstart.make import DROPPED_CARRIES, Examples
-from hopd.tasks import ReasoningGym
 from hopd.tasks.addition import LABELS
 
 DIGITS = 5  # of numerator and denominator, as the options make them
@@ -91,10 +90,7 @@ def make(out: Path) -> None:
 
 def examples(rng: random.Random, drop_carry: float) -> Examples:
     """Returns worked solutions for fractions that are not evaluated."""
-    held_out = ReasoningGym("fraction_simplification", size=SETTING.problems, options=OPTIONS, **SETTING.held_out)
-    asked = {problem.prompt for problem in held_out.problems}
-    dataset = ReasoningGym("fraction_simplification", size=1, seed=1_000_000, options=OPTIONS).dataset
-    others = (one for number in count() if (one := dataset[number])["question"] not in asked)
+    others = not_evaluated("fraction_simplification", OPTIONS, SETTING)
 
     def of_update(update: int) -> Sequence[tuple[str, str]]:
         return [

@@ -88,7 +88,8 @@ def rows(lines: Sequence[dict[str, Any]], case: str) -> list[list[str]]:
     for spend, runs in constant.items():
         end = shown(ended[spend]) if spend in ended else "–"
         costs = [written(ratios(constant, spend, cost)) for cost in COSTS]
-        made.append([spend, f"{runs[0]['rate']:g}", shown(runs), end, *costs])
+        tried = {line["rate"] for line in lines if (line["case"], line["spend"]) == (case, spend)}
+        made.append([spend, f"{runs[0]['rate']:g} of {len(tried)}", shown(runs), end, *costs])
     return made
 
 
@@ -147,7 +148,13 @@ def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:
 
 def write(lines: Sequence[dict[str, Any]], out: Path, machine: str) -> Path:
     """Writes the page, and its numbers beside it."""
-    columns = ["", "rate", "test", "with the end game", *(f"{cost} to OPD − 1 point" for cost in COSTS)]
+    columns = [
+        "",
+        "rate, of so many tried",
+        "test",
+        "with the end game",
+        *(f"{cost} to OPD − 1 point" for cost in COSTS),
+    ]
     tables = [f"### {case}\n\n" + table(columns, rows(lines, case)) for case in CASES if runs_of(lines, case)]
     seeds = {line["seed"] for line in lines}
     page = Page(

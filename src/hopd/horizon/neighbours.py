@@ -6,6 +6,7 @@ overlap of the likeliest tokens. Every class says where it deviates. Where a ste
 stays as it is. All raise `RecipeError` for values out of range.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, log
@@ -39,19 +40,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Rule(Cut):
+class Rule(Cut, ABC):
     """Moves the horizon by what steps show. The options stay as they are; all that changes is in `memory`."""
 
     memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
 
     @property
+    @abstractmethod
     def horizon(self) -> int:
         """Returns the horizon of the next step, in tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, evidence: Evidence) -> None:
         """Takes note of a step that showed the divergence of some tenths."""
-        raise NotImplementedError
 
     def decide(self, step: int) -> Decision:
         name = type(self).__name__.lower()

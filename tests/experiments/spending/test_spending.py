@@ -125,6 +125,6 @@ def test_a_job_trains_tests_and_says_what_it_was(tmp_path, monkeypatch) -> None:
 def test_the_page_is_written_beside_its_numbers(tmp_path) -> None:
     lines = [line("OPD", 1e-4, [0.9, 0.9]), line("TOPD", 1e-4, [0.2, 0.2])]
     page = write(lines, tmp_path, "two cores").read_text()
-    assert "| OPD | 0.0001 | 90.0 % |" in page
+    assert "| OPD | 0.0001 of 1 | 90.0 % |" in page
     assert "python -m experiments.spending" in page
     assert json.loads((tmp_path / "horizon-or-batch.json").read_text())["results"] == lines
