@@ -69,17 +69,20 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     without_weights: Annotated[
-        bool, typer.Option("--without-weights", help="Check the recipe alone, without loading models or prompts.")
+        bool,
+        typer.Option(
+            "--without-weights", help="Check the recipe alone: load no models or prompts, import no code of yours."
+        ),
     ] = False,
 ) -> None:
     """Check a recipe with its models and data, and run one real step that is rolled back."""
     from hopd.recipe import Recipe
 
-    loaded = Recipe.load(recipe, overrides)
+    loaded = Recipe.load(recipe, overrides, imports=not without_weights)
     if without_weights:
         from hopd.forecast.outlook import check_recipe
 
-        lines = check_recipe(loaded)
+        lines = check_recipe(loaded, imports=False)
     else:
         from hopd.assembly import build
         from hopd.forecast.preflight import preflight
