@@ -29,6 +29,11 @@ class Outcome:
         return cls(0.0, f"it took longer than {seconds:g} s", late=True)
 
     @classmethod
+    def ended(cls, code: int) -> "Outcome":
+        """Returns the outcome of a check whose process ended with this exit code; −n is signal n."""
+        return cls.failed("its process ended, " + (f"by signal {-code}" if code < 0 else f"with code {code}"))
+
+    @classmethod
     def of(cls, value: Any) -> "Outcome":
         """Reads what a check returned: a number from 0 to 1, of Python, numpy or torch. Text is no number."""
         try:

@@ -14,6 +14,8 @@ from typing import Any
 from hopd import plugin
 from hopd.tasks.outcome import Outcome, attempt
 
+PATIENCE = 2  # times as many seconds by the clock as of the processor
+
 
 def serve(connection: int, lifeline: int) -> None:
     """Receives a check and then its arguments, call by call, and sends an `Outcome` for each, until the other end of
@@ -33,8 +35,9 @@ def serve(connection: int, lifeline: int) -> None:
 
 
 class Fork:
-    """Runs a check in a fork of this process, which is replaced when a call takes longer than `seconds`: the check's
-    imports are there at once. It is for modules that start no thread and use no GPU."""
+    """Runs a check in a fork of this process, which is replaced when a call takes longer than `seconds` of the
+    processor, or `PATIENCE` times that by the clock. The check's imports are there at once. It is for modules that start
+    no thread and use no GPU."""
 
     def __init__(self, check: Callable[..., Any], seconds: float):
         self.check, self.seconds = check, seconds
@@ -46,26 +49,32 @@ class Fork:
             self._fork()
         try:
             self.connection.send(call)
-            if self.connection.poll(self.seconds):
+            if self.connection.poll(PATIENCE * self.seconds):
                 outcome: Outcome = self.connection.recv()
                 return outcome
-            failure = Outcome.too_late(self.seconds)
         except (EOFError, OSError):
-            failure = Outcome.failed("its process ended")
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+            pass  # it has ended
+        else:
+            os.kill(self.pid, signal.SIGPROF)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self.connection.close()
         self.pid = 0
-        return failure
+        return Outcome.too_late(self.seconds) if code == -signal.SIGPROF else Outcome.ended(code)
 
     def _fork(self) -> None:
         self.connection, theirs = Pipe()
         self.pid = os.fork()
         if not self.pid:
             self.connection.close()
-            _answer(theirs, lambda *call: attempt(self.check, *call))
+            _answer(theirs, self._within_time)
             os._exit(0)
         theirs.close()
+
+    def _within_time(self, *call: Any) -> Outcome:
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)  # the kernel ends the process, whatever Python does
+        outcome = attempt(self.check, *call)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        return outcome
 
 
 def _answer(calls: Connection, run: Callable[..., Outcome]) -> None:

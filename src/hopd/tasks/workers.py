@@ -21,6 +21,7 @@ from typing import Any
 
 from hopd.errors import TaskError
 from hopd.tasks.outcome import Outcome
+from hopd.tasks.worker import PATIENCE
 
 MOST = 8  # processes of one check
 START_SECONDS = 300.0  # a check of your own may import much
@@ -62,7 +63,7 @@ class Worker:
         except (EOFError, OSError):
             code = self.process.wait()
             self.end()
-            return Outcome.failed("its process ended, " + (f"by signal {-code}" if code < 0 else f"with code {code}"))
+            return Outcome.ended(code)
         if isinstance(message, Outcome):
             return message
         self.ready = True
@@ -83,13 +84,13 @@ class Workers:
 
     `check` can be pickled, or is a name, module:function, that the processes alone import. A call that takes longer
     than `seconds` is killed. `memory` limits the bytes of a process. With `forks` a process forks what may be killed,
-    so that the next call need not wait for its imports. Can be used in any thread.
+    so that the next call need not wait for its imports, and the seconds are the processor's. Can be used in any thread.
     """
 
     def __init__(self, check: Callable[..., Any] | str, seconds: float, memory: int = 0, forks: bool = False):
         self.check, self.seconds = check, seconds
         self._setup = (check, memory, seconds if forks else None)
-        self._killed_after = seconds + GRACE if forks else seconds
+        self._killed_after = PATIENCE * seconds + GRACE if forks else seconds
         self.count = _cores()
         self._idle: list[Worker] = []
         self._owner, self._worked = os.getpid(), False
