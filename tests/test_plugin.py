@@ -160,7 +160,7 @@ def test_a_custom_task_without_problems_is_an_error(module: Callable[..., str]) 
 def test_the_command_finds_a_task_in_the_current_directory(module: Callable[..., str], tmp_path: Path) -> None:
     recipe_file = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
     task = f"--set=task={{source: {module()}:Sokoban, sise: 40}}"
-    command = [sys.executable, "-P", "-m", "hopd", "check", "--without-weights", str(recipe_file), task]
+    command = [sys.executable, "-P", "-m", "hopd", "check", str(recipe_file), task]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
     assert "task 'own_game:Sokoban' has no option 'sise' (did you mean 'size'?)" in ended.stderr

@@ -52,9 +52,13 @@ class Accuracy:
     def _failures(self) -> str:
         if not self.failed:
             return ""
-        if self.failed == self.problems * self.samples:
-            return f"; NOT ONE ANSWER COULD BE CHECKED, so that this accuracy says nothing ({self.first_failure})"
-        return f"; {self.failed} answers could not be checked and score 0 (the first: {self.first_failure})"
+        total = self.problems * self.samples
+        if self.failed == total:
+            return (
+                f"; WARNING: none of {total} answers could be checked, so this accuracy says nothing of the student "
+                f"(the first: {self.first_failure})"
+            )
+        return f"; {self.failed} of {total} answers could not be checked and score 0 (the first: {self.first_failure})"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all fields but the scores of each problem."""

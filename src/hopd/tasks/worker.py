@@ -36,8 +36,8 @@ def serve(connection: int, lifeline: int) -> None:
 
 class Fork:
     """Runs a check in a fork of this process, which is replaced when a call takes longer than `seconds` of the
-    processor, or `PATIENCE` times that by the clock. The check's imports are there at once. It is for modules that start
-    no thread and use no GPU."""
+    processor, or `PATIENCE` times that by the clock. The check's imports are there at once. It is for modules that
+    start no thread and use no GPU."""
 
     def __init__(self, check: Callable[..., Any], seconds: float):
         self.check, self.seconds = check, seconds
