@@ -1,9 +1,7 @@
 """The checks, and the processes that they run in."""
 
-import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -52,8 +50,9 @@ def loads_torch(response, answer):
 
 def gives(response, answer):
     import numpy, torch
-    return {"torch": torch.tensor(0.5), "numpy": numpy.float32(0.25), "true": True, "int": 1, "none": None, "text": "1.0",
-            "nan": float("nan"), "big": 7.5, "negative": -0.1, "mapping": {"score": 1}, "many": numpy.ones(2)}[response]
+    return {"torch": torch.tensor(0.5), "numpy": numpy.float32(0.25), "true": True, "int": 1,
+            "none": None, "text": "1.0", "nan": float("nan"), "big": 7.5, "negative": -0.1, "mapping": {"score": 1},
+            "many": numpy.ones(2)}[response]
 
 def raises(response, answer):
     return {}["boxed"]
@@ -87,7 +86,9 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("response", "answer"), [("5", TOWER), (rf"\boxed{{{TOWER}}}", "5"), (f"${TOWER}$", TOWER + "+1")])
+@pytest.mark.parametrize(
+    ("response", "answer"), [("5", TOWER), (rf"\boxed{{{TOWER}}}", "5"), (f"${TOWER}$", TOWER + "+1")]
+)
 def test_an_answer_that_takes_for_ever_scores_0_and_the_next_is_scored(response: str, answer: str) -> None:
     assert [math(response, answer), math("5", "5")] == [0, 1]
 
@@ -111,7 +112,7 @@ def test_what_takes_too_long_is_counted_with_its_reason_and_the_others_keep_thei
 def test_a_check_that_asks_for_too_much_memory_fails_alone() -> None:
     workers = Workers("operator:mul", seconds=20, memory=1 << 30, forks=True)
     outcomes = workers.run([("a", 1 << 31), (0.5, 1)])
-    assert [(each.score, each.failure) for each in outcomes] == [(0, "MemoryError: "), (0.5, None)]
+    assert [(each.score, each.failure) for each in outcomes] == [(0, "MemoryError"), (0.5, None)]
     workers.close()
 
 
@@ -169,8 +170,7 @@ def test_closing_ends_the_processes_and_later_calls_start_new_ones(own: Any) -> 
     assert round(workers.run([("", "")])[0].score * 1e9) != first
 
 
-@pytest.mark.parametrize("function", [lambda response, answer: 0.5, InProcess(float).check.__call__], ids=["lambda", "C"])
-def test_what_no_other_process_can_import_runs_in_this_one(function: Any) -> None:
+def test_what_no_other_process_can_import_runs_in_this_one() -> None:
     assert isinstance(checker(lambda response, answer: 0.5), InProcess)
     assert checker(lambda response, answer: 0.5).run([("", "")])[0].score == 0.5
 
@@ -194,40 +194,40 @@ assert math("5", "5") == 1
 
 def main(place: Path, last: str) -> "subprocess.Popen[str]":
     (place / "script.py").write_text(MAIN.format(last), encoding="utf-8")
-    return subprocess.Popen([sys.executable, place / "script.py"], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-B", str(place / "script.py")], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_script_without_a_guard_runs_once_and_leaves_nothing(tmp_path: Path) -> None:
-    with main(tmp_path, "import os; print(os.listdir('/proc/self/task')) if 0 else None") as script:
+    with main(tmp_path, "") as script:
         assert script.communicate()[0] == "main\n"
         assert script.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+def children(parent: int) -> list[int]:
+    stats = [path.read_text().rpartition(")") for path in Path("/proc").glob("[0-9]*/stat")]
+    return [int(name.partition(" ")[0]) for name, _, rest in stats if int(rest.split()[1]) == parent]
+
+
 def test_processes_die_with_their_parent_even_in_the_middle_of_a_power(tmp_path: Path) -> None:
-    last = textwrap.dedent(
-        f"""
-        from hopd.tasks.workers import Workers
-        workers = Workers("operator:pow", 600)
-        other = threading.Thread(target=workers.run, args=([(9, 9**10)],), daemon=True)
-        other.start()
-        import time, subprocess
-        time.sleep(3)
-        print(subprocess.run(["pgrep", "-P", str(__import__("os").getpid()), "-f", "serve"], capture_output=True, text=True).stdout.split(), flush=True)
-        time.sleep(600)
-        """
-    )
+    last = """
+from hopd.tasks.workers import Workers
+workers = Workers("operator:pow", 600)
+assert workers.run([(1, 1)])[0].score == 1
+print("ready", flush=True)
+workers.run([(9, 9**10)])
+"""
     with main(tmp_path, last) as script:
         assert script.stdout is not None
-        assert script.stdout.readline() == "main\n"
-        pids = [int(pid) for pid in eval(script.stdout.readline())]
-        assert pids
-        assert all(map(alive, pids))
+        assert [script.stdout.readline() for _ in range(2)] == ["main\n", "ready\n"]
+        pids = children(script.pid)
+        assert len(pids) == 2  # that of math, and the one that computes
         script.kill()
         assert eventually(lambda: not any(map(alive, pids)))
 
 
-NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False).map(lambda x: round(x, 6) if abs(x) < 1e9 else x)
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False).map(
+    lambda x: round(x, 6) if abs(x) < 1e9 else x
+)
 
 
 @given(NUMBERS, st.sampled_from(["", " ", "\n"]))
@@ -254,8 +254,16 @@ def test_exact_takes_no_other_form_for_a_number(number: int, form: str) -> None:
 
 
 def test_exact_compares_what_is_no_number_as_text() -> None:
-    different = [("1,000", 1000), ("007", "7"), ("True", 1), ("1", True), ("٧", 7), ("", 0), ("nan", "NaN"), ("inf", "Infinity")]
+    different = [
+        ("1,000", 1000),
+        ("007", "7"),
+        ("True", 1),
+        ("1", True),
+        ("٧", 7),
+        ("", 0),
+        ("nan", "NaN"),
+        ("inf", "Infinity"),
+    ]
     assert [exact(*pair) for pair in different] == [0.0] * len(different)
     assert [exact("72", 72.0), exact("72.0", 72), exact("1e-05", "0.00001"), exact("True", True)] == [1] * 4
     assert exact("9" * 6000, "9" * 6000 + ".0") == 1
-    assert os.cpu_count()

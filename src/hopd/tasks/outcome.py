@@ -21,7 +21,7 @@ class Outcome:
     def failed(cls, reason: object) -> "Outcome":
         """Returns the outcome of a check that gave no score. An exception is named with its type."""
         text = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
-        return cls(0.0, shortened(text))
+        return cls(0.0, shortened(text.removesuffix(": ")))
 
     @classmethod
     def too_late(cls, seconds: float) -> "Outcome":
