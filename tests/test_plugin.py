@@ -190,7 +190,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 def test_a_module_beside_the_recipe_is_found_before_any_model_is_loaded(beside: Callable[..., Path]) -> None:
     path = beside("one", student={"model": "no-such-model"})
     assert Recipe.load(path).task.check == "own_rewards:right"  # type: ignore[union-attr]
-    with pytest.raises(RecipeError, match=r"check 'own_rewards:rigth': own_rewards .* did you mean 'right'"):
+    with pytest.raises(RecipeError, match=r"check 'own_rewards:rigth': own_rewards .*did you mean 'right'"):
         Recipe.load(path, ["task.check=own_rewards:rigth"])
     with pytest.raises(RecipeError, match=r"check must be one of math, exact, or module:function; got 'maths'"):
         Recipe.load(path, ["task.check=maths"])

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted, RecipeError
+from hopd.errors import HopdError, Interrupted, RecipeError, with_options
 
 app = typer.Typer(
     name="hopd",
@@ -288,7 +288,7 @@ def main() -> None:
     try:
         app()
     except HopdError as error:
-        print(f"hopd: {error}", file=sys.stderr)
+        print(f"hopd: {with_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hopd.errors import RecipeError
 from hopd.evaluation.intervals import bootstrap_interval, pass_at
 from hopd.rollout import Engine, FinishReason, Rollout, Sampling
 from hopd.tasks import Outcome, PromptSet
@@ -76,8 +77,11 @@ def evaluate(
     """Samples `samples` rollouts of up to `full_tokens` tokens for every problem of `prompts`, and measures them.
 
     With one seed, every model gets the same random numbers, so that models are compared on common draws. Returns the
-    rollouts too, in the engine's order.
+    rollouts too, in the engine's order. Raises `RecipeError` for a number below 1.
     """
+    for name, number in (("full_tokens", full_tokens), ("samples", samples)):
+        if number < 1:
+            raise RecipeError(f"{name} must be at least 1, got {number}")
     rollouts = engine.sample(prompts.prompts, full_tokens, sampling, seed, samples)
     return measure(rollouts, prompts.check(rollouts), samples), rollouts
 

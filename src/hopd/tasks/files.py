@@ -73,7 +73,9 @@ class PromptFile:
 
     def _check_column(self) -> None:
         if self.columns["answer"] is None:
-            raise TaskError(f"{self.path}: to check answers, name the column that has them as answer")
+            raise TaskError(
+                f"{self.path}: to check answers, name the answer column: answer: COLUMN, in Python answer=..."
+            )
 
     def _problem(self, number: int, row: dict[str, Any]) -> Problem:
         where = f"{self.path}, row {number + 1}"
