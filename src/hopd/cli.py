@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted, RecipeError
+from hopd.errors import HopdError, Interrupted, RecipeError, with_options
 
 app = typer.Typer(
     name="hopd",
@@ -69,17 +69,20 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     without_weights: Annotated[
-        bool, typer.Option("--without-weights", help="Check the recipe alone, without loading models or prompts.")
+        bool,
+        typer.Option(
+            "--without-weights", help="Check the recipe alone: load no models or prompts, import no code of yours."
+        ),
     ] = False,
 ) -> None:
     """Check a recipe with its models and data, and run one real step that is rolled back."""
     from hopd.recipe import Recipe
 
-    loaded = Recipe.load(recipe, overrides)
+    loaded = Recipe.load(recipe, overrides, imports=not without_weights)
     if without_weights:
         from hopd.forecast.outlook import check_recipe
 
-        lines = check_recipe(loaded)
+        lines = check_recipe(loaded, imports=False)
     else:
         from hopd.assembly import build
         from hopd.forecast.preflight import preflight
@@ -285,7 +288,7 @@ def main() -> None:
     try:
         app()
     except HopdError as error:
-        print(f"hopd: {error}", file=sys.stderr)
+        print(f"hopd: {with_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,7 +4,7 @@ It knows neither how its parts are made (`build`) nor how they do their work; th
 step. The first process decides and writes, all of them sample and train.
 """
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -52,7 +52,7 @@ class Distiller:
         """
         parts = self.parts
         self._resume()
-        with parts.recorder.run(self.step, parts.total_steps), parts.interruption:
+        with closing(parts), parts.recorder.run(self.step, parts.total_steps), parts.interruption:
             try:
                 self._evaluate_if_due()
                 while self.step < parts.total_steps:

@@ -5,6 +5,10 @@ import signal
 from collections.abc import Iterable
 
 
+# Sentences name arguments of Python; at the command line a person has these options instead.
+OPTIONS = {"resume=True": "--resume", "(name=...)": "(--set name=...)", "out=...": "--out"}
+
+
 class HopdError(Exception):
     """Says what was wrong, what was expected, and what to write instead."""
 
@@ -62,6 +66,13 @@ class Interrupted(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+
+
+def with_options(sentence: str) -> str:
+    """Returns a sentence with the command line's options in place of Python's arguments."""
+    for argument, option in OPTIONS.items():
+        sentence = sentence.replace(argument, option)
+    return sentence
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

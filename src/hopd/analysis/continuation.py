@@ -135,7 +135,8 @@ def continuation(
         begun = [Prompt(i, torch.cat([of.prompt.ids, of.ids[:cut]])) for i, of in open_ended.items()]
         ends = engine.sample(begun, full_tokens - cut, sampling, seed + 1) if begun else []
         whole = dict(enumerate(written)) | {end.prompt.id: _joined(written[end.prompt.id], cut, end) for end in ends}
-        found[ratio] = measure([whole[i] for i in range(len(written))], prompts, prefixes)
+        rollouts = [whole[i] for i in range(len(written))]
+        found[ratio] = measure(rollouts, prompts.check(rollouts), prefixes)
     return found
 
 

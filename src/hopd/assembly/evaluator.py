@@ -48,4 +48,7 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
         share_vocabulary(student, [teacher])
     evaluator = build_evaluator(recipe, student, teacher, processes)
     assert evaluator is not None
-    return evaluator.run().measure
+    try:
+        return evaluator.run().measure
+    finally:
+        evaluator.close()

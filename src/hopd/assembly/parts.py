@@ -51,6 +51,11 @@ class Parts:
     interruption: Interruption
     resumed: Checkpoint | None
 
+    def close(self) -> None:
+        """Ends the processes that the run has started."""
+        if self.evaluator is not None:
+            self.evaluator.close()
+
     def statistics(self) -> StepStatistics:
         """Returns the statistics of a step before it has begun."""
         objective = self.recipe.objective

@@ -38,6 +38,7 @@ def preflight(parts: Parts) -> Iterator[str]:
     yield _check_context(parts)
     yield from _check_remote(parts)
     yield from parts.engine.check(_longest(parts))
+    yield from parts.evaluator.check() if parts.evaluator else ()
     tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
     rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
     yield _check_same_model_is_zero(parts, rollouts)

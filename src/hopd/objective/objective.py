@@ -9,7 +9,7 @@ All of them implement `Objective`. `hopd.objective.loss` sums their losses.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from hopd import plugin
@@ -167,18 +167,20 @@ class Full:
 class Custom:
     """Uses an estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`.
 
-    `options` are the arguments of its constructor. Raises `RecipeError` if it cannot be imported or constructed, and
-    later if it does not return one loss per position.
+    `options` are the arguments of its constructor. Without `imports` it is only a name, and cannot be used. Raises
+    `RecipeError` if it cannot be imported or constructed, and later if it does not return one loss per position.
     """
 
     estimator: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    imports: InitVar[bool] = True
     made: Any = field(init=False, repr=False, compare=False)
     gamma: ClassVar[float] = 0.0
 
-    def __post_init__(self) -> None:
-        spec = {"estimator": self.estimator, **self.options}
-        object.__setattr__(self, "made", plugin.build("objective", "estimator", {}, spec, ("needs", "per_token")))
+    def __post_init__(self, imports: bool) -> None:
+        spec, needs = {"estimator": self.estimator, **self.options}, ("needs", "per_token")
+        made = plugin.build("objective", "estimator", {}, spec, needs) if imports else None
+        object.__setattr__(self, "made", made)
 
     @property
     def needs(self) -> Detail:

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
-from hopd.recipe.section import PluginSection, Section, kind_named_by
+from hopd import plugin
+from hopd.errors import RecipeError
+from hopd.recipe.section import PluginSection, Section, kind_named_by, may_import
 
 
 class _TaskSource(Section):
@@ -24,7 +26,8 @@ class AdditionSource(_TaskSource):
 class FileSource(_TaskSource):
     """Reads prompts from a .jsonl or .parquet file, or from a `datasets` directory or hub dataset.
 
-    `prompt`, `answer` and `teacher` are names of columns; `limit` keeps the first prompts only.
+    `prompt`, `answer` and `teacher` are names of columns; `limit` keeps the first prompts only. Checking an answer may
+    take `check_seconds`: by default two seconds for `check: math`, ten for a check of your own.
     """
 
     source: Literal["file"]
@@ -35,6 +38,17 @@ class FileSource(_TaskSource):
     split: str = "train"
     teacher: str | None = None
     limit: int | None = Field(None, ge=1)
+    check_seconds: float | None = Field(None, gt=0)
+
+    @field_validator("check")
+    @classmethod
+    def _known_check(cls, name: str, info: ValidationInfo) -> str:
+        if plugin.is_plugin(name):
+            if may_import(info):
+                plugin.load_function(name, "check", ("response", "answer"))
+        elif name not in ("math", "exact"):
+            raise RecipeError(f"check must be one of math, exact, or module:function; got {name!r}")
+        return name
 
 
 class GymSource(_TaskSource):

@@ -100,7 +100,7 @@ def save(
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
             + (f"{kept[-1].path.name} is whole: " if kept else "no earlier one exists: ")
-            + "make room and continue with --resume"
+            + "make room and continue with resume=True"
         ) from error
     return Checkpoint(final, step)
 

@@ -73,8 +73,8 @@ class RunDirectory:
             raise RecipeError(f"{self.path} cannot be made, since {blocked} is a file; write another output")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RecipeError(
-                f"{self.path} holds another run: continue it with --resume, give this one another name "
-                "(--set name=...), or remove it"
+                f"{self.path} holds another run: continue it with resume=True, give this one another name "
+                "(name=...), or remove it"
             )
 
     def _check_same(self, recipe: Recipe) -> None:
@@ -121,7 +121,7 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}); make room and continue with --resume"
+            f"{path} cannot be written ({error.strerror or error}); make room and continue with resume=True"
         ) from error
 
 

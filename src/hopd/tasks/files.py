@@ -1,24 +1,27 @@
 """Reads prompts from files: JSONL, Parquet, a directory of `datasets`, or the name of a data set on the hub."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hopd import plugin
 from hopd.errors import TaskError, nearest
-from hopd.tasks.answer import CHECKS, Check
+from hopd.tasks.answer import CHECKS, Check, checker, math
+from hopd.tasks.outcome import Outcome
 from hopd.tasks.problem import Problem
+from hopd.tasks.unreadable import unreadable
 
 
 class PromptFile:
     """Makes one problem of each row: `prompt` names the column with the text or the chat messages, `answer` the column
     that `check` compares the response with, and `teacher` the column with the teacher's name.
 
-    `check` is `math`, `exact`, or a function of your own, `module:function`, called as `function(response, answer)`;
-    it returns a float from 0 to 1.
+    `check` is `math`, `exact`, or a function of your own, called as `function(response, answer)`, by its name,
+    module:function, or itself; it returns a float from 0 to 1. It runs in processes of its own, and each answer has
+    `check_seconds`, or two seconds for `math`; a lambda, or a function of a notebook, runs in this process.
     Raises `RecipeError` for a check that cannot be loaded, `TaskError` for a missing file or column, an empty prompt,
     or a row that cannot be read.
     """
@@ -28,14 +31,16 @@ class PromptFile:
         path: str,
         prompt: str = "prompt",
         answer: str | None = None,
-        check: str = "math",
+        check: str | Check = "math",
         split: str = "train",
         teacher: str | None = None,
         limit: int | None = None,
+        check_seconds: float | None = None,
     ):
         self.path, self.split, self.limit = path, split, limit
         self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher}
-        self.check = _check(check)
+        self.check = check if callable(check) else load_check(check)
+        self._checker = checker(self.check, check_seconds)
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
@@ -48,10 +53,29 @@ class PromptFile:
         return problems
 
     def score(self, problem: Problem, response: str) -> float:
-        """Returns the result of `check`. Raises `TaskError` without an answer column."""
-        if self.columns["answer"] is None:
-            raise TaskError(f"{self.path}: to check answers, name the answer column: answer: COLUMN")
+        """Returns the result of `check`, or raises what it raises. Raises `TaskError` without an answer column."""
+        self._check_column()
         return float(self.check(response, problem.answer))
+
+    def outcomes(self, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """Checks many answers, several at once. Raises `TaskError` without an answer column."""
+        self._check_column()
+        return self._checker.run([(response, problem.answer) for problem, response in answered])
+
+    def remarks(self) -> Iterator[str]:
+        """Yields a sentence if `math` cannot read some of the answers."""
+        if self.check is math and (remark := unreadable([problem.answer for problem in self.problems])):
+            yield f"{self.path}: {remark}"
+
+    def close(self) -> None:
+        """Ends the processes that check answers; later calls start new ones."""
+        self._checker.close()
+
+    def _check_column(self) -> None:
+        if self.columns["answer"] is None:
+            raise TaskError(
+                f"{self.path}: to check answers, name the answer column: answer: COLUMN, in Python answer=..."
+            )
 
     def _problem(self, number: int, row: dict[str, Any]) -> Problem:
         where = f"{self.path}, row {number + 1}"
@@ -126,9 +150,12 @@ def _dataset(source: str, split: str) -> Iterator[dict[str, Any]]:
     yield from data
 
 
-def _check(name: str) -> Check:
+def load_check(name: str) -> Check:
+    """Returns the check of that name. Raises `TaskError` for an unknown one, `RecipeError` for one of your own that
+    cannot be imported or called."""
     if name in CHECKS:
         return CHECKS[name]
     if not plugin.is_plugin(name):
         raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
-    return cast(Check, plugin.load(name, "check"))
+    check: Callable[..., Any] = plugin.load_function(name, "check", ("response", "answer"))
+    return check

@@ -1,8 +1,10 @@
 """A problem is a prompt with what it takes to check an answer. This file knows nothing of tokens or models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from hopd.tasks.outcome import Outcome, attempt
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,27 @@ class Task(Protocol):
     def score(self, problem: Problem, response: str) -> float:
         """Returns how correct a response to the problem is, from 0 to 1."""
         ...
+
+
+@runtime_checkable
+class ManyAnswers(Protocol):
+    """Is a task that checks many answers at once, none of which can stop or hold up the others."""
+
+    def outcomes(self, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """Returns what checking each response gave. Raises `TaskError` if the task cannot check answers at all."""
+        ...
+
+    def remarks(self) -> Iterator[str]:
+        """Yields a sentence for each thing about its answers that a person should know before a run."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes that check; later calls start new ones."""
+        ...
+
+
+def outcomes(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+    """Checks many answers: at once where the task can, one after another in this process where it has only `score`."""
+    if isinstance(task, ManyAnswers):
+        return task.outcomes(answered)
+    return [attempt(task.score, problem, response) for problem, response in answered]

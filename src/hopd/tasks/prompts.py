@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hopd.errors import TaskError
 from hopd.rollout.rollout import Prompt, Rollout
-from hopd.tasks.problem import Problem, Task
+from hopd.tasks.outcome import Outcome
+from hopd.tasks.problem import Problem, Task, outcomes
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class PromptSet:
     def score(self, rollout: Rollout) -> float:
         """Returns how correct a rollout's answer is, from 0 to 1."""
         return self.task.score(self.problems[rollout.prompt.id], self.text(rollout))
+
+    def check(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
+        """Checks the answers of many rollouts; one that cannot be checked stops nothing."""
+        return outcomes(self.task, [(self.problems[each.prompt.id], self.text(each)) for each in rollouts])
 
     @property
     def fingerprint(self) -> str:
