@@ -31,6 +31,8 @@ def preflight(parts: Parts) -> Iterator[str]:
         if parts.prompts.dropped
         else ""
     )
+    yield from parts.prompts.notes
+    yield from _check_evaluation(parts)
     yield from parts.notes
     yield from _check_precision(parts)
     _check_teachers(parts)
@@ -64,7 +66,7 @@ def _check_teachers(parts: Parts) -> None:
     for prompt in parts.prompts.prompts:
         if parts.recipe.teachers and prompt.teacher not in parts.recipe.teachers:
             raise RecipeError(
-                f"prompt {prompt.id} names the teacher {prompt.teacher!r}; the recipe has "
+                f"{parts.prompts.where(prompt.id)} names the teacher {prompt.teacher!r}; the recipe has "
                 f"{', '.join(parts.recipe.teachers)}{nearest(str(prompt.teacher), parts.recipe.teachers)}"
             )
 
@@ -95,6 +97,31 @@ def _check_context(parts: Parts) -> str:
                 "less, or lower prompt_tokens"
             )
     return f"context: the longest prompt and full length make {longest + full} tokens, which fits"
+
+
+def _check_evaluation(parts: Parts) -> Iterator[str]:
+    """Yields notes on the evaluation's prompts. Raises `RecipeError` if one leaves no room for an answer."""
+    if parts.evaluator is None:
+        return
+    prompts, full = parts.evaluator.prompts, parts.recipe.rollout.full_tokens
+    yield from (f"evaluation: {note}" for note in prompts.notes)
+    answers = parts.recipe.evaluation and parts.recipe.evaluation.measure == "divergence"
+    for model in (parts.student, *(parts.teachers.values() if answers else ())):
+        if model.context is None:
+            continue
+        cut = [prompt for prompt in prompts.prompts if len(prompt.ids) + full > model.context]
+        if blocked := [prompt for prompt in cut if len(prompt.ids) >= model.context]:
+            raise RecipeError(
+                f"evaluation: {len(blocked):,} of {len(prompts.prompts):,} prompts fill the context of {model.name}, "
+                f"{model.context} tokens, and leave no room for an answer (the first: {prompts.where(blocked[0].id)}); "
+                f"shorten them, or write rollout.prompt_tokens: {max(1, model.context - full)} to drop them"
+            )
+        if cut:
+            yield (
+                f"evaluation: {len(cut):,} of {len(prompts.prompts):,} prompts leave less than full_tokens = {full} in "
+                f"the context of {model.name}, {model.context} tokens: their answers are cut there (the first: "
+                f"{prompts.where(cut[0].id)})"
+            )
 
 
 def _check_remote(parts: Parts) -> Iterator[str]:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+Message = dict[str, Any]
+"""A chat message, with its `role` and `content`."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -12,7 +15,7 @@ class Problem:
     there is only one."""
 
     id: int
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     answer: Any = None
     teacher: str | None = None
 
@@ -28,3 +31,18 @@ class Task(Protocol):
     def score(self, problem: Problem, response: str) -> float:
         """Returns how correct a response to the problem is, from 0 to 1."""
         ...
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Describes the first character that was cut in half, which no tokenizer can read, or returns None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 12) : error.start]
+        return f"half of a character, the lone surrogate {text[error.start]!a}, after {before!r}"
+    return None
+
+
+def such(count: int) -> str:
+    """Returns how many rows have the fault that a sentence shows one row of, or nothing for one alone."""
+    return f" ({count:,} such rows)" if count > 1 else ""
