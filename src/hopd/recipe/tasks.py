@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import yaml
 from pydantic import Field, Tag, model_validator
 
 from hopd import plugin
@@ -29,6 +30,10 @@ RENDERING = {
 }
 
 
+def _flow(options: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(options), default_flow_style=True, width=1000).strip()[:160]
+
+
 class _TaskSource(Section):
     """Renders prompts with the chat template if `chat`: `template` are variables that it reads, and `system` is the
     system message of prompts that have none."""
@@ -42,7 +47,7 @@ class _TaskSource(Section):
     def _chat_is_a_switch(cls, content: Any) -> Any:
         if isinstance(content, Mapping) and isinstance(options := content.get("chat"), Mapping):
             raise as_pydantic(
-                RecipeError(f"task.chat is true or false; write chat: true, and template: {str(dict(options))[:80]}")
+                RecipeError(f"task.chat is true or false; write chat: true, and template: {_flow(options)}")
             )
         return content
 

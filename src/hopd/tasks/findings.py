@@ -38,10 +38,11 @@ def check_embedded(prompts: PromptSet, read: Sequence[Prompt], model: str, rows:
 
 
 def findings(prompts: PromptSet, stop_ids: Collection[int]) -> Iterator[str]:
-    """Yields notes. Raises `TaskError` if the tokenizer itself ends the prompts with a stop id."""
+    """Yields notes. Raises `TaskError` if the tokenizer itself puts an end behind the prompts."""
     tokenizer, every = prompts.tokenizer, prompts.prompts
-    bos = tokenizer.bos_token_id
-    stops = np.array(sorted(stop_ids), np.int64)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ends = {*stop_ids, *(() if eos is None else (eos,))}
+    stops = np.array(sorted(ends), np.int64)
 
     def told(found: Sequence[Prompt], what: str) -> Iterator[str]:
         if found:
@@ -49,13 +50,13 @@ def findings(prompts: PromptSet, stop_ids: Collection[int]) -> Iterator[str]:
 
     if ended := _select(every, lambda ids, _, ends: np.isin(ids[ends - 1], stops)):
         token = tokenizer.convert_ids_to_tokens(int(ended[0].ids[-1]))
-        if prompts.chat is None and _adds_end(tokenizer, stop_ids):
+        if prompts.chat is None and _adds_end(tokenizer, ends):
             raise TaskError(
-                f"{prompts.where(ended[0].id)}: the tokenizer itself ends the prompt with {token!r}, which stops a "
-                f"rollout{such(len(ended))}: the student would answer after an end; set add_eos_token: false in its "
+                f"{prompts.where(ended[0].id)}: the tokenizer itself ends the prompt with {token!r}, an end of "
+                f"sequence{such(len(ended))}: the student would answer after it; set add_eos_token: false in its "
                 "tokenizer_config.json, or take the token out of the post-processor in tokenizer.json"
             )
-        yield from told(ended, f"end with {token!r}, which stops a rollout: the student answers after an end")
+        yield from told(ended, f"end with {token!r}, an end of sequence: the student answers after it")
     if bos is not None:
 
         def twice(ids: Ids, starts: Ids, ends: Ids) -> NDArray[np.bool_]:
@@ -72,7 +73,7 @@ def findings(prompts: PromptSet, stop_ids: Collection[int]) -> Iterator[str]:
             stop[starts] &= ids[starts] != bos  # where one token is both
             return np.logical_or.reduceat(stop, starts)
 
-        yield from told(_select(every, inside), "have an id inside that stops a rollout, as between turns of a chat")
+        yield from told(_select(every, inside), "have an end of sequence inside, as between turns of a chat")
     for token in filter(None, tokenizer.convert_ids_to_tokens(stops.tolist()) if prompts.chat else ()):
         typed = [each for each in every if _types(prompts.problems[each.id].prompt, token)]
         yield from told(typed, f"have {token!r} in the text of a message, where it is read as the end of a turn")
