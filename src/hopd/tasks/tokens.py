@@ -37,7 +37,8 @@ def tokenize(
     if own or len(texts) < cached_from:
         return _split(*_tokenize(texts, tokenizer, special))
     path = user_cache_path("hopd", appauthor=False) / "prompts" / f"{_key(texts, tokenizer, special)}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path) as cached:
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, BadZipFile), path.open("rb") as file:
+        cached = np.load(file)
         found = _split(cached["ids"].astype(np.int64), cached["lengths"])
         path.touch()
         return found
