@@ -115,7 +115,17 @@ def test_a_column_missing_from_one_row_names_that_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "  \n", None, [], [{"role": "user", "content": " "}], [{"role": "user", "content": []}]]
+    "prompt",
+    [
+        "",
+        "  \n",
+        None,
+        [],
+        [{"role": "user", "content": " "}],
+        [{"role": "user", "content": []}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "text", "text": ""}]}],
+    ],
 )
 def test_an_empty_prompt_is_an_error_that_names_the_row(tmp_path: Path, prompt: Any) -> None:
     with pytest.raises(TaskError, match=r"rows\.jsonl, row 2: the prompt is empty"):

@@ -133,12 +133,20 @@ def _is_empty(prompt: str | list[Any]) -> bool:
     """Tells whether there is nothing to answer: no text, or a last message without any. An assistant's last message,
     which is continued, may be empty."""
     if isinstance(prompt, str) or not prompt:
-        return not prompt or not str(prompt).strip()
+        return _is_blank(prompt)
     last = prompt[-1]
-    if not isinstance(last, Mapping) or "content" not in last or last.get("role") == "assistant":
+    if not isinstance(last, Mapping) or "role" not in last or last["role"] == "assistant":
         return False  # the chat template says what it wants
-    content = last["content"]
-    return content is None or (not content.strip() if isinstance(content, str) else not content)
+    return _is_blank(last.get("content"))
+
+
+def _is_blank(content: Any) -> bool:
+    """Tells whether the content of a message, a text or a list of parts, has no text and nothing else."""
+    if isinstance(content, list):
+        return all(
+            isinstance(part, Mapping) and part.get("type") == "text" and _is_blank(part.get("text")) for part in content
+        )
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def _unusable(answer: Any) -> str | None:

@@ -103,7 +103,7 @@ def _dataset(source: str, split: str, config: str | None, columns: Collection[st
 
     directory = Path(source)
     try:
-        if any((directory / name).exists() for name in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
+        if config is None and any((directory / name).exists() for name in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
             loaded = datasets.load_from_disk(source)
             data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
