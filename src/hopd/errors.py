@@ -3,7 +3,7 @@
 import difflib
 import signal
 from collections.abc import Iterable
-
+from pathlib import Path
 
 # Sentences name arguments of Python; at the command line a person has these options instead.
 OPTIONS = {"resume=True": "--resume", "(name=...)": "(--set name=...)", "out=...": "--out"}
@@ -79,3 +79,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'ratio'?)` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def missing_target(path: Path) -> str | None:
+    """Returns a sentence on a link whose target does not exist, and None for anything else."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which does not exist; copy the file itself (cp -L)"
+    return None

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ TOWER = "9^{9^{9^{9}}}"
 
 
 @pytest.fixture
-def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The tiny recipe, evaluated by a check that lies beside it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "failing.py").write_text(CHECKS, encoding="utf-8")

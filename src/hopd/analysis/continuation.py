@@ -97,7 +97,7 @@ def continuation_recipe(
     for name, of_student in sources.items():
         models = load_models(of_student.unsharded(), device)
         student, teacher = models.student, models.teachers[None]
-        chosen = build_prompts(settings.task, student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
+        chosen = build_prompts(settings.task, student, recipe.rollout, models.teachers)
         few = replace(chosen, prompts=chosen.prompts[:problems])
         found[name] = continuation(
             student, teacher, few, full, settings.sampling, ratios, settings.samples, recipe.seed, settings.rows

@@ -23,7 +23,10 @@ def build_evaluator(
     settings, rollout = recipe.evaluation, recipe.rollout
     if settings is None:
         return None
-    prompts = build_prompts(settings.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+    readers: dict[str | None, LanguageModel] = {}
+    if teacher is not None and settings.measure == "divergence":
+        readers[None] = teacher
+    prompts = build_prompts(settings.task, student, rollout, readers)
     engine = engine or NativeEngine(student, settings.rows)
     return Evaluator(settings, prompts, student, rollout.full_tokens, engine, processes, teacher)
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from hopd import horizon as horizons
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, missing_target
 from hopd.objective.objective import Full
 from hopd.plugin import Plugin, find_beside
 from hopd.recipe.choices import Horizon, Objective, Window
@@ -112,7 +112,7 @@ class Recipe(Section):
         """
         path = Path(path)
         if not path.is_file():
-            raise RecipeError(f"no recipe at {path} (looked in {Path.cwd()})")
+            raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,6 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from hopd.tasks.outcome import Outcome, attempt
 
+Message = dict[str, Any]
+"""A chat message, with its `role` and `content`."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -14,7 +17,7 @@ class Problem:
     there is only one."""
 
     id: int
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     answer: Any = None
     teacher: str | None = None
 
@@ -54,3 +57,18 @@ def outcomes(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Outcom
     if isinstance(task, ManyAnswers):
         return task.outcomes(answered)
     return [attempt(task.score, problem, response) for problem, response in answered]
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Describes the first character that was cut in half, which no tokenizer can read, or returns None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 12) : error.start]
+        return f"half of a character, the lone surrogate {text[error.start]!a}, after {before!r}"
+    return None
+
+
+def such(count: int) -> str:
+    """Returns how many rows have the fault that a sentence shows one row of, or nothing for one alone."""
+    return f" ({count:,} such rows)" if count > 1 else ""
