@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hopd.horizon import Controller, Decision
 from hopd.recipe import Recipe
+from hopd.run.files import read_lines
 from hopd.run.trackers import check_trackers
 
 STEPS_SHOWN = 500  # where the number of prompts is not known
@@ -31,6 +32,17 @@ def check_recipe(recipe: Recipe, controller: Controller | None = None, total_ste
         averaged = ", with the averaged weights" if recipe.training.ema else ""
         yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"
     yield f"files: {recipe.directory}/"
+
+
+def existing_run(recipe: Recipe) -> Iterator[str]:
+    """Yields a sentence if the recipe's directory holds a run already."""
+    if (recipe.directory / "recipe.yaml").exists():
+        steps = [line["step"] for line in read_lines(recipe.directory / "metrics.jsonl")]
+        done = f"{steps[-1] if steps else 0} of {recipe.training.steps or 'more'} steps done"
+        yield (
+            f"{recipe.directory}/ holds a run, {done}: hopd train refuses to begin it again, and continues it with "
+            "--resume; another name begins a new one"
+        )
 
 
 def _spend(decision: Decision) -> str:
