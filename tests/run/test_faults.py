@@ -110,6 +110,9 @@ def test_a_run_that_met_a_nan_exits_with_2_and_goes_on_once_the_teacher_is_mende
 
     shutil.copytree(TEACHER, teacher, dirs_exist_ok=True)
     ended = command("train", *arguments, "--resume")
+    assert ended.code == 2
+    assert "the files of the teacher" in ended.err
+    ended = command("train", *arguments, "--resume", "--accept-changes")
     assert ended.code == 0, ended.err
     assert steps_saved(tmp_path / "runs" / "tiny") == [3, 4]
     assert [line["step"] for line in lines(tmp_path / "runs" / "tiny" / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -152,7 +155,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_later(
     assert command("train", tiny, "--set=training.steps=1").code == 0
     before = weights(run, 1)
 
-    ended = process("train", tiny, "--resume", preexec_fn=small_files(limit))
+    ended = process("train", tiny, "--set=training.steps=2", "--resume", preexec_fn=small_files(limit))
     assert ended.code == 2, ended.err
     assert ended.err.startswith("hopd: the checkpoint of step 2 could not be written to ")
     assert "step-000001 is whole" in ended.err
@@ -162,7 +165,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_later(
     assert same(weights(run, 1), before)
     AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-000001")
 
-    ended = command("train", tiny, "--resume")
+    ended = command("train", tiny, "--set=training.steps=2", "--resume")
     assert ended.code == 0, ended.err
     assert "resumed after step 1 of 2" in ended.out
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [1, 2]
@@ -291,7 +294,7 @@ def test_a_leftover_of_the_very_step_that_is_saved_again_does_not_get_into_its_c
     assert command("train", tiny, "--set=training.steps=1").code == 0
     leftover.mkdir()
     (leftover / "stray.bin").write_bytes(b"stray")
-    assert command("train", tiny, "--resume").code == 0
+    assert command("train", tiny, "--set=training.steps=2", "--resume").code == 0
     assert not leftover.exists()
     assert not (leftover.parent / "step-000002" / "stray.bin").exists()
 
