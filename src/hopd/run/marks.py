@@ -55,9 +55,9 @@ def changes(before: Mapping[str, Mark], now: Mapping[str, Mark]) -> tuple[list[s
     changed, daily = list[str](), list[str]()
     for name in sorted(before.keys() & now.keys()):
         old, new = before[name], now[name]
-        if "files" in new and {old["files"], new["files"]} - {UNKNOWN, new["files"]}:
+        if "files" in new and old["files"] != new["files"] and UNKNOWN not in (old["files"], new["files"]):
             changed.append(f"the files of the {name} ({str(new['says']['model'])[-80:]}) are others")
-        elif "ids" in new and old["ids"] != new["ids"] and _says_the_same(old["says"], new["says"]):
+        elif "ids" in new and _read(old) != _read(new) and _says_the_same(old["says"], new["says"]):
             sentence = f"the {name} are others: {prompts_change(old, new)}"
             (daily if is_daily(old, new) else changed).append(sentence)
     return changed, daily
@@ -129,6 +129,10 @@ def _hash(file: Path, update: Callable[[bytes], None]) -> None:
         for piece in range(PIECES):
             content.seek(piece * (size - PIECE) // (PIECES - 1))
             update(content.read(PIECE))
+
+
+def _read(mark: Mark) -> tuple[str, str]:
+    return mark["texts"], mark["ids"]
 
 
 def _says_the_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -36,7 +36,7 @@ class Tensorboard:
             module = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
             module = importlib.import_module("tensorboardX")
-        self.writer = module.SummaryWriter(str(place))
+        self.writer = module.SummaryWriter(str(place), filename_suffix=f".{secrets.token_hex(4)}")
         self.writer.add_text("recipe", f"```yaml\n{recipe}```")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
