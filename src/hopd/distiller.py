@@ -70,7 +70,7 @@ class Distiller:
                     self._rescue(error)
                     raise
             if parts.processes.is_first:
-                parts.directory.environment.end(self.step)
+                parts.directory.environment.end(self.step, finished=True)
         return Result(parts.directory, self.step, self.evaluation)
 
     def _run(self) -> None:
@@ -86,11 +86,16 @@ class Distiller:
     def _rescue(self, error: BaseException) -> None:
         """Saves the complete steps, where the processes can do so together and the weights are theirs."""
         parts = self.parts
+        if isinstance(error, CheckpointError):
+            return
+        if parts.processes.is_first:
+            parts.directory.environment.end(self.step, finished=False)
         agreed = isinstance(error, AGREED) or parts.processes.size == 1
-        if agreed and not self._updating and not isinstance(error, CheckpointError):
+        if agreed and not self._updating:
             parts.ledger.give_up()
             parts.checkpointer.save(self.step, self.evaluation)
             parts.processes.wait()  # a launcher ends all processes soon after the first has ended
+            error.add_note(f"The {self.step} complete steps are saved: continue with --resume.")
 
     def _train_step(self) -> None:
         parts, learner = self.parts, self.parts.learner

@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_later(
     assert command("train", tiny, "--set=training.steps=1").code == 0
     before = weights(run, 1)
 
-    ended = process("train", tiny, "--set=training.steps=2", "--resume", preexec_fn=small_files(limit))
+    ended = process("train", tiny, "--resume", preexec_fn=small_files(limit))
     assert ended.code == 2, ended.err
     assert ended.err.startswith("hopd: the checkpoint of step 2 could not be written to ")
     assert "step-000001 is whole" in ended.err
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_later(
     assert same(weights(run, 1), before)
     AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-000001")
 
-    ended = command("train", tiny, "--set=training.steps=2", "--resume")
+    ended = command("train", tiny, "--resume")
     assert ended.code == 0, ended.err
     assert "resumed after step 1 of 2" in ended.out
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [1, 2]
@@ -294,7 +294,7 @@ def test_a_leftover_of_the_very_step_that_is_saved_again_does_not_get_into_its_c
     assert command("train", tiny, "--set=training.steps=1").code == 0
     leftover.mkdir()
     (leftover / "stray.bin").write_bytes(b"stray")
-    assert command("train", tiny, "--set=training.steps=2", "--resume").code == 0
+    assert command("train", tiny, "--resume").code == 0
     assert not leftover.exists()
     assert not (leftover.parent / "step-000002" / "stray.bin").exists()
 

@@ -15,6 +15,7 @@ from hopd.run.files import json_text, write_atomically
 
 PACKAGES = ("hopd", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy")
 NAME = "environment.json"
+LENGTH = {"training.steps", "training.epochs"}
 
 
 class Environment:
@@ -37,6 +38,7 @@ class Environment:
             "ended": None,
             "first_step": step,
             "last_step": None,
+            "finished": False,
             "evaluations": [],
             "earlier": earlier,
         }
@@ -47,10 +49,10 @@ class Environment:
         self.content["evaluations"].append({"step": step, "started": started, "ended": utc_now()})
         self._write()
 
-    def end(self, step: int) -> None:
+    def end(self, step: int, finished: bool) -> None:
         """Writes that the run ends now, after `step` complete steps; one that is killed has no end."""
         if self.content:
-            self.content |= {"ended": utc_now(), "last_step": step}
+            self.content |= {"ended": utc_now(), "last_step": step, "finished": finished}
             self._write()
 
     def _write(self) -> None:
@@ -67,10 +69,11 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def earlier_settings(directory: Path, overrides: Sequence[str]) -> list[str]:
-    """Returns the command line's settings that a run there has had so far, but those of keys that `overrides` set."""
-    keys = {text.partition("=")[0].strip() for text in overrides}
-    kept = [text for text in read(directory).get("overrides", []) if text.partition("=")[0].strip() not in keys]
-    return list(map(str, kept))
+    """Returns the command line's settings that a run there has had so far, but those of keys that `overrides` set. Of a
+    run that has finished, the length is the recipe's again."""
+    content = read(directory)
+    keys = {text.partition("=")[0].strip() for text in overrides} | (LENGTH if content.get("finished") else set())
+    return [text for text in map(str, content.get("overrides", [])) if text.partition("=")[0].strip() not in keys]
 
 
 def utc_now() -> str:

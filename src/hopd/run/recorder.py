@@ -40,10 +40,11 @@ class Recorder:
     def run(self, first: int, total: int, recipe: str) -> Iterator[None]:
         """Shows steps `first` to `total` until the block ends, and closes the trackers then. Their configuration is the
         resolved `recipe`."""
-        steps = ((line["step"], line) for line in self.directory.read("metrics"))
-        scores = ((line["step"], {SCORE: line["score"]}) for line in self.directory.read("evaluations"))
         with self.progress.run(self.name, first, total):
-            self._trackers.open(self.name, recipe, steps, scores)
+            if self._trackers.names:
+                steps = [(line["step"], line) for line in self.directory.read("metrics")]
+                scores = [(line["step"], {SCORE: line["score"]}) for line in self.directory.read("evaluations")]
+                self._trackers.open(self.name, recipe, steps, scores)
             try:
                 yield
             finally:
