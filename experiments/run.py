@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from experiments.experiment import Experiment, table
-from hopd.run.directory import write_atomically
+from hopd.run.files import write_atomically
 
 Log = Callable[[str], None]
 

@@ -28,7 +28,7 @@ def distiller(case: dict[str, Any]) -> Distiller:
         "teacher": {"model": str(models / "teacher")},
         "task": {"source": "file", "path": prompts},
         "rollout": {
-            "prompts": len(Path(prompts).read_text().splitlines()),
+            "prompts": Path(prompts).read_bytes().count(b"\n"),
             "samples": case.get("samples", 1),
             "full_tokens": case["tokens"],
             "rows": 128,

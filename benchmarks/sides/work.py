@@ -64,7 +64,7 @@ def make_prompts(directory: Path, count: int, tokens: int) -> Path:
 
 
 def read_prompts(path: str) -> list[str]:
-    return [json.loads(line)["prompt"] for line in Path(path).read_text().splitlines()]
+    return [json.loads(line)["prompt"] for line in Path(path).open(encoding="utf-8")]
 
 
 def device_bytes() -> int:

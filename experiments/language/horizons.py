@@ -10,7 +10,7 @@ from experiments.experiment import Claim, Page, Results, table
 from experiments.figures import interval, mean, save
 from experiments.language.setting import OPD, SEEDS, Setting, final, quickstart, train
 from hopd.assembly.evaluator import evaluate_model
-from hopd.run.directory import write_atomically
+from hopd.run.files import write_atomically
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 POINT = 0.01 + 1e-9  # a difference of exactly one point is within it

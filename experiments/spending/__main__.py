@@ -5,7 +5,6 @@ not run again.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from experiments.spending.page import write
 from experiments.spending.pool import run
 from experiments.spending.search import comparing, searching
 from experiments.spending.spend import grid, schemes
+from hopd.run.files import read_lines
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Reads the lines of a file, none if there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(path)
 
 
 if __name__ == "__main__":

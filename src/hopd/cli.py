@@ -3,7 +3,6 @@
 Heavy imports are made inside the commands, so that `hopd --help` is fast.
 """
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -39,27 +38,40 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 (typer reads the default)
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint, if there is one.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although prompts or models are not those of the start.")
+    ] = False,
     ray: Annotated[int | None, typer.Option(metavar="N", min=1, help="Train on N Ray workers.")] = None,
     ray_restarts: Annotated[int, typer.Option(min=0, help="Restart lost Ray workers up to this many times.")] = 3,
 ) -> None:
     """Check a recipe, then train it. SIGTERM or Ctrl-C saves and stops."""
     from hopd.recipe import Recipe
+    from hopd.run.environment import earlier_settings
 
+    earlier = earlier_settings(Recipe.directory_of(recipe, overrides), overrides) if resume else []
+    settings = [*earlier, *overrides]
+    loaded = Recipe.load(recipe, settings)
+    if earlier:
+        typer.echo(f"settings of the run so far: {', '.join(earlier)}")
     if ray is not None:
         from hopd.launch.ray import train_on_ray
 
-        loaded = Recipe.load(recipe, overrides)
-        typer.echo(f"done: {train_on_ray(loaded, ray, ray_restarts, resume)} steps, {loaded.directory}/")
+        steps = train_on_ray(loaded, ray, ray_restarts, resume, accept_changes=accept_changes, overrides=settings)
+        typer.echo(f"done: {steps} steps, {loaded.directory}/")
         return
     from hopd.assembly import build
     from hopd.distiller import Distiller
     from hopd.forecast.preflight import preflight
+    from hopd.processes import Processes
+    from hopd.run.directory import RunDirectory
+    from hopd.run.lock import locked
 
-    parts = build(Recipe.load(recipe, overrides), resume=resume)
-    note = parts.recorder.progress.note
-    for line in preflight(parts):
-        note(line)
-    result = Distiller(parts).train()
+    with locked(RunDirectory(loaded.directory), Processes.start()) as notes:  # before anything takes time
+        parts = build(loaded, resume=resume, accept_changes=accept_changes, overrides=settings)
+        note = parts.recorder.progress.note
+        for line in (*notes, *preflight(parts)):
+            note(line)
+        result = Distiller(parts).train()
     parts.processes.stop()
     note(f"done: {result.steps} steps, {result.directory.path}/")
 
@@ -76,18 +88,19 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe with its models and data, and run one real step that is rolled back."""
+    from hopd.forecast.outlook import check_recipe, existing_run
     from hopd.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides, imports=not without_weights)
+    for line in existing_run(loaded):
+        typer.echo(line)
     if without_weights:
-        from hopd.forecast.outlook import check_recipe
-
         lines = check_recipe(loaded, imports=False)
     else:
         from hopd.assembly import build
         from hopd.forecast.preflight import preflight
 
-        lines = preflight(build(loaded))
+        lines = preflight(build(loaded, resume=None))
     for line in lines:
         typer.echo(line)
     typer.echo("ok")
@@ -120,10 +133,11 @@ def evaluate(
         raise RecipeError(f"--out {out}: there is no directory {out.parent}")
     from hopd.assembly.evaluator import evaluate_model
     from hopd.recipe import Recipe
+    from hopd.run.files import json_text
 
     measured = evaluate_model(model, Recipe.load(recipe, overrides), greedy)
     typer.echo(measured.summary())
-    text = json.dumps(measured.as_dict(), indent=1)
+    text = json_text(measured.as_dict(), indent=1)
     typer.echo(text)
     if out:
         out.write_text(text, encoding="utf-8")
@@ -245,12 +259,13 @@ def compare(
     """Compare finished runs by score at the full length, difference over seeds, and cost to the target."""
     from hopd.analysis.comparison import compare as run
     from hopd.forecast.machine import Machine
+    from hopd.run.files import json_text
 
     compared = run(_named_runs(baseline), _named_runs(other), Machine.parse(machine) if machine else None)
     for line in compared.lines():
         typer.echo(line)
     if out:
-        out.write_text(json.dumps(asdict(compared), indent=1), encoding="utf-8")
+        out.write_text(json_text(asdict(compared), indent=1), encoding="utf-8")
 
 
 def _named_runs(text: str) -> tuple[str, list[Path]]:

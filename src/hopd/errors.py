@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Sentences name arguments of Python; at the command line a person has these options instead.
-OPTIONS = {"resume=True": "--resume", "(name=...)": "(--set name=...)", "out=...": "--out"}
+OPTIONS = {
+    "resume=True": "--resume",
+    "accept_changes=True": "--accept-changes",
+    "(name=...)": "(--set name=...)",
+    "out=...": "--out",
+}
 
 
 class HopdError(Exception):

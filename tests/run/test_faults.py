@@ -110,6 +110,9 @@ def test_a_run_that_met_a_nan_exits_with_2_and_goes_on_once_the_teacher_is_mende
 
     shutil.copytree(TEACHER, teacher, dirs_exist_ok=True)
     ended = command("train", *arguments, "--resume")
+    assert ended.code == 2
+    assert "the files of the teacher" in ended.err
+    ended = command("train", *arguments, "--resume", "--accept-changes")
     assert ended.code == 0, ended.err
     assert steps_saved(tmp_path / "runs" / "tiny") == [3, 4]
     assert [line["step"] for line in lines(tmp_path / "runs" / "tiny" / "metrics.jsonl")] == [1, 2, 3, 4]

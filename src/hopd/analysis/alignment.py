@@ -4,7 +4,6 @@ how many rollouts can a step use?
 Gradients are sketches, so those of the last layer only. Nothing is trained.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from hopd.model import LanguageModel
 from hopd.objective import Objective
 from hopd.objective.loss import distillation_loss
 from hopd.rollout import Rollout, pack
+from hopd.run.files import json_text
 from hopd.teacher import Teacher
 from hopd.training.sketch import NUMBERS, Sketch
 
@@ -113,7 +113,7 @@ class Alignment:
         """Writes `out/alignment.json`."""
         out.mkdir(parents=True, exist_ok=True)
         content = {"sentences": self.sentences(), **asdict(self)}
-        (out / "alignment.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (out / "alignment.json").write_text(json_text(content, indent=1), encoding="utf-8")
 
 
 def alignment(

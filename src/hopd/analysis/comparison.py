@@ -4,7 +4,6 @@ The runs may differ in how they were trained (the horizon, for example) and in t
 that is an error, which says what differs.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,9 @@ from scipy import stats
 from hopd.errors import RecipeError
 from hopd.evaluation.intervals import paired_interval
 from hopd.forecast.machine import Machine
+from hopd.run.environment import read
+from hopd.run.files import read_lines
+from hopd.run.marks import prompts_change
 
 # Keys of the recipe that decide what is measured: they must be equal in all runs.
 SAME = ("student", "teacher", "teachers", "task", "evaluation", "rollout.full_tokens", "rollout.prompt_tokens")
@@ -50,17 +52,17 @@ class Run:
         if not (path / "recipe.yaml").exists():
             raise RecipeError(f"{path} is not a run: it has no recipe.yaml")
         recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-        curve = _lines(path / "evaluations.jsonl")
+        curve = read_lines(path / "evaluations.jsonl")
         if not curve:
             raise RecipeError(f"{path} was never evaluated; give its recipe an evaluation section, or run hopd eval")
-        metrics = _lines(path / "metrics.jsonl")
+        metrics = read_lines(path / "metrics.jsonl")
         steps = [line["step"] for line in metrics]
         planned = recipe["training"].get("steps")
         if curve[-1]["step"] != steps[-1] or (planned is not None and steps[-1] < planned):
             raise RecipeError(
                 f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; continue it with resume=True"
             )
-        last = next((line for line in _lines(path / "scores.jsonl") if line["step"] == steps[-1]), None)
+        last = next((line for line in read_lines(path / "scores.jsonl") if line["step"] == steps[-1]), None)
         if last is None:
             raise RecipeError(f"{path} has no scores.jsonl with the scores of each problem: train it again")
         if not all("serial_tokens" in line for line in metrics):  # hopd before 0.3 took some steps, and counted none
@@ -211,13 +213,16 @@ def _check_same(one: Run, other: Run) -> None:
     if other.problems != one.problems:
         raise RecipeError(
             f"{one.path} and {other.path} cannot be compared: their evaluation problems differ, though their recipes "
-            "agree; was a file changed between the runs?"
+            f"agree; {_why(one, other)}"
         )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+def _why(one: Run, other: Run) -> str:
+    """Says why the evaluation prompts of two runs differ, as far as their marks tell."""
+    marks = [read(run.path).get("hashes", {}).get("evaluation prompts") for run in (one, other)]
+    if None in marks or marks[0] == marks[1]:
+        return "was a file changed between the runs?"
+    return prompts_change(marks[0], marks[1])
 
 
 def _without_free(section: Any) -> Any:

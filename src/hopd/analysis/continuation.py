@@ -1,6 +1,5 @@
 """Measures prefix continuation (Fig. 9 and 10): the teacher writes the start of an answer, the student the rest."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
+from hopd.run.files import json_text
 from hopd.tasks import PromptSet
 
 RATIOS = (0.0, 0.025, 0.05, 0.1, 0.25, 0.5)
@@ -70,7 +70,7 @@ class Continuation:
             for name, found in self.accuracy.items()
         }
         content = {"sentences": self.sentences(), "full_tokens": self.full_tokens, "accuracy": accuracy}
-        (out / "continuation.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (out / "continuation.json").write_text(json_text(content, indent=1), encoding="utf-8")
         draw(self, out / "continuation.png")
 
 

@@ -3,7 +3,6 @@
 The student answers prompts to the full length, and both models score the answers. Nothing is trained.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from hopd.objective.head import BLOCK_BYTES, chunks
 from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
 from hopd.rollout import NativeEngine, Rollout, pack
+from hopd.run.files import json_text
 from hopd.teacher import LocalTeacher
 
 TOP = 16
@@ -99,7 +99,7 @@ class Probe:
         """Writes `out/probe.json` and `out/probe.png`."""
         out.mkdir(parents=True, exist_ok=True)
         content = {"sentences": self.sentences(), "quantiles": QUANTILES, **asdict(self)}
-        (out / "probe.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (out / "probe.json").write_text(json_text(content, indent=1), encoding="utf-8")
         draw(self, out / "probe.png")
 
 

@@ -1,6 +1,5 @@
 """Runs the segment ablation (Fig. 12): trains on full rollouts with loss on one segment each, and compares segments."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from hopd.errors import RecipeError
 from hopd.evaluation.intervals import paired_interval
 from hopd.horizon import Segment
 from hopd.recipe import Recipe
+from hopd.run.files import json_text
 from hopd.run.progress import Progress
 
 STARTS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -69,7 +69,7 @@ class Segments:
             for i, (part, gain) in enumerate(zip(self.parts, [None, *self.against_first()], strict=True))
         ]
         content = {"sentences": self.sentences(), "steps": self.steps, "untrained": self.untrained, "parts": parts}
-        (out / "segments.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (out / "segments.json").write_text(json_text(content, indent=1), encoding="utf-8")
         draw(self, out / "segments.png")
 
 

@@ -5,7 +5,7 @@ processes that share a model make each part together.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from torch import nn
@@ -15,6 +15,7 @@ from hopd.assembly.evaluator import build_evaluator
 from hopd.assembly.models import Models, load_models, load_saved
 from hopd.assembly.parts import Parts
 from hopd.assembly.prompts import build_prompts
+from hopd.assembly.resumption import check_marks, rate_notes
 from hopd.assembly.teacher import build_teacher
 from hopd.compute.allocator import keep_freed_memory
 from hopd.compute.attention import MATMUL, SDPA
@@ -32,6 +33,7 @@ from hopd.run.directory import RunDirectory
 from hopd.run.drift import DriftAlarm
 from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
+from hopd.run.marks import Marks
 from hopd.run.mismatch import MismatchAlarm
 from hopd.run.progress import Progress
 from hopd.run.recorder import Recorder
@@ -48,7 +50,9 @@ from hopd.training.sketch import Sketch
 class Replacements(TypedDict, total=False):
     """Names the options of `build`: objects that replace the recipe's, and how the run is started."""
 
-    resume: bool
+    resume: bool | None
+    accept_changes: bool
+    overrides: Sequence[str]
     controller: Controller | None
     engine: Callable[[LanguageModel], Engine] | None
     teacher: Teacher | None
@@ -59,7 +63,9 @@ class Replacements(TypedDict, total=False):
 def build(
     recipe: Recipe,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
+    accept_changes: bool = False,
+    overrides: Sequence[str] = (),
     controller: Controller | None = None,
     engine: Callable[[LanguageModel], Engine] | None = None,
     teacher: Teacher | None = None,
@@ -70,8 +76,9 @@ def build(
     everywhere: the engine, made from the student by the function that is given, evaluates too, and the recipe's teacher
     is not loaded.
 
-    `clock` is the ledger's: time.process_time counts the processor's seconds. Raises a `HopdError`, with one sentence,
-    for anything in the recipe or its data that cannot work.
+    `clock` is the ledger's: time.process_time counts the processor's seconds. `resume` is None where nothing is to be
+    trained. A resumed run whose prompts or models are not those that it began with is refused, unless `accept_changes`.
+    Raises a `HopdError`, with one sentence, for anything in the recipe or its data that cannot work.
     """
     check_trackers(recipe.trackers)
     directory = RunDirectory(recipe.directory)
@@ -95,8 +102,12 @@ def build(
     sampler = engine(student) if engine else build_engine(recipe, student, processes)
     own_rows = isinstance(sampler, NativeEngine) and engine is None  # the evaluation decodes more at once
     evaluator = build_evaluator(recipe, student, models.teachers.get(None), processes, None if own_rows else sampler)
+    marks = Marks(recipe, prompts, evaluator.prompts if evaluator else None, teachers=teacher is None)
+    notes = check_marks(state.get("marks", {}), marks, accept_changes, directory, processes)
     ledger = Ledger(directory.path / "ledger.json", processes.is_first, clock)
     optimizer = MasterOptimizer(student.model, training, total_steps)
+    if resumed:
+        notes += rate_notes(recipe, optimizer, resumed.step, directory)
     average = WeightAverage(student, optimizer, training.ema)
     if resumed and training.ema:
         average.load(dict(load_saved(recipe, resumed.average).model.named_parameters()), state["averaged_updates"])
@@ -129,6 +140,7 @@ def build(
         "averaged_updates": lambda: average.updates,
         "flight": flight.state_dict,
         "drift": drift.state_dict,
+        "marks": lambda: marks.all,
     }
     tensors = {"optimizer": optimizer.state, "flight": flight.state}
     several = training.mini_batch is not None
@@ -142,7 +154,7 @@ def build(
         processes=processes,
         student=student,
         teachers=models.teachers,
-        notes=models.notes + attention,
+        notes=models.notes + attention + notes,
         prompts=prompts,
         order=order,
         flight=flight,
@@ -169,6 +181,8 @@ def build(
         recorder=Recorder(recipe.name, directory, ledger, mismatch, drift, progress, processes, recipe.trackers),
         interruption=Interruption(together=processes.size > 1),
         resumed=resumed,
+        marks=marks,
+        overrides=overrides,
     )
 
 

@@ -1,5 +1,6 @@
 """Names the parts of a run, which the loop, the preflight and the forecasts take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hopd.evaluation import Evaluator
@@ -14,6 +15,7 @@ from hopd.run.checkpointer import Checkpointer
 from hopd.run.directory import RunDirectory
 from hopd.run.interruption import Interruption
 from hopd.run.ledger import Ledger
+from hopd.run.marks import Marks
 from hopd.run.recorder import Recorder
 from hopd.tasks import PromptSet
 from hopd.training.averaging import WeightAverage
@@ -27,7 +29,7 @@ from hopd.training.statistics import StepStatistics
 class Parts:
     """Holds what `build` made, before anything moves. `teachers` are the local ones by name (None: the only one).
     `notes` are sentences for a person. `resumed` is the checkpoint that the student's weights came from, if the run
-    is resumed."""
+    is resumed. `overrides` are the command line's, for a resumed run to repeat."""
 
     recipe: Recipe
     processes: Processes
@@ -50,6 +52,8 @@ class Parts:
     recorder: Recorder
     interruption: Interruption
     resumed: Checkpoint | None
+    marks: Marks
+    overrides: Sequence[str]
 
     def close(self) -> None:
         """Ends the processes that the run has started."""

@@ -6,6 +6,7 @@ from hopd.horizon import Controller, Decision
 from hopd.plugin import Plugin
 from hopd.recipe import Recipe
 from hopd.recipe.plugins import named_code
+from hopd.run.files import read_lines
 from hopd.run.trackers import check_trackers
 
 STEPS_SHOWN = 500  # where the number of prompts is not known
@@ -43,6 +44,17 @@ def _spends(recipe: Recipe, controller: Controller, steps: int) -> Iterator[str]
         yield (
             f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {most:,} generated a step "
             f"({100 * most / (per_step * rollout.full_tokens):.0f} % of full rollouts){_spend(decision)}"
+        )
+
+
+def existing_run(recipe: Recipe) -> Iterator[str]:
+    """Yields a sentence if the recipe's directory holds a run already."""
+    if (recipe.directory / "recipe.yaml").exists():
+        steps = [line["step"] for line in read_lines(recipe.directory / "metrics.jsonl")]
+        done = f"{steps[-1] if steps else 0} of {recipe.training.steps or 'more'} steps done"
+        yield (
+            f"{recipe.directory}/ holds a run, {done}: hopd train refuses to begin it again, and continues it with "
+            "--resume; another name begins a new one"
         )
 
 

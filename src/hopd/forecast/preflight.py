@@ -6,6 +6,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from tempfile import TemporaryFile
 
 import torch
 
@@ -17,6 +18,7 @@ from hopd.forecast.outlook import check_recipe
 from hopd.objective import Detail
 from hopd.recipe import Recipe
 from hopd.rollout import Prompt, Rollout, fold
+from hopd.run.checkpoint import used
 from hopd.run.ledger import Account
 from hopd.tasks import PromptSet
 from hopd.teacher import LocalTeacher
@@ -188,12 +190,23 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
 
 
 def _check_disk(parts: Parts) -> str:
+    """Counts the checkpoints that the run keeps and writes, less those that are there; so a resumed run needs room for
+    one more at least. Raises `RecipeError` if there is none, or if nothing can be written."""
     kept = parts.recipe.checkpoint.keep_last + parts.recipe.checkpoint.keep_best + 1  # one more while it is written
     element = 16 if parts.recipe.training.ema else 12  # bytes: weights, two moments, and the average
-    needed = kept * element * sum(master.numel() for master in parts.learner.optimizer.masters.values())
+    size = element * sum(master.numel() for master in parts.learner.optimizer.masters.values())
     place = next(path for path in (parts.directory.path, *parts.directory.path.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    sizes = f"{kept} checkpoints of {needed / kept / 1e9:.2g} GB, {free / 1e9:.3g} GB free"
+    try:
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RecipeError(f"{place} cannot be written to ({error.strerror}); write another output") from error
+    there, leftover = used(parts.directory.checkpoints)
+    needed = max(size, kept * size - there)
+    free = shutil.disk_usage(place).free + leftover
+    sizes = f"{kept} checkpoints of {size / 1e9:.2g} GB"
+    sizes += f", of which {there / 1e9:.2g} GB are there" if there else ""
+    sizes += f", {free / 1e9:.3g} GB free"
     if free < needed:
         raise RecipeError(
             f"{place} has no room for {sizes}; make room, lower checkpoint.keep_last, or write another output"

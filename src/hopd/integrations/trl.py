@@ -9,7 +9,6 @@ from its generation config and from its vLLM engine. The callback sets both befo
 after it. It does not know the divergence by position, which stays inside TRL's loss.
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from trl import DistillationConfig, DistillationTrainer  # type: ignore[attr-def
 
 from hopd.errors import CheckpointError, RecipeError
 from hopd.horizon import Controller, Decision, Evidence
+from hopd.run.files import append_line, change_lines
 
 _LIMITS = ("max_new_tokens", "max_length", "max_tokens")
 
@@ -83,7 +83,8 @@ class HorizonCallback(TrainerCallback, ExportableState):
             self.controller.load_state_dict(saved["attributes"]["controller"])
         if state.is_world_process_zero:
             _lines(args).parent.mkdir(parents=True, exist_ok=True)
-            _rewind(_lines(args), state.global_step)
+            # Decisions of steps that will run again, and an incomplete line, are removed.
+            change_lines(_lines(args), lambda line: line if line["step"] <= state.global_step else None)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         """Decides the horizon of the step and limits its completions."""
@@ -117,8 +118,7 @@ class HorizonCallback(TrainerCallback, ExportableState):
         )
         if state.is_world_process_zero:
             line = {"step": state.global_step, "tokens": self.decision.tokens, "reason": self.decision.reason}
-            with _lines(args).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append_line(_lines(args), line)
 
     def state(self) -> dict[str, Any]:
         """Returns what transformers saves in `trainer_state.json`."""
@@ -137,10 +137,3 @@ class HorizonCallback(TrainerCallback, ExportableState):
 
 def _lines(args: TrainingArguments) -> Path:
     return Path(str(args.output_dir)) / "horizon.jsonl"
-
-
-def _rewind(path: Path, step: int) -> None:
-    """Removes the decisions of steps that will run again, and an incomplete line."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")

@@ -25,22 +25,23 @@ from hopd.distiller import Distiller
 from hopd.errors import HopdError, Interrupted, RecipeError, WorkersLost
 from hopd.forecast.preflight import preflight
 from hopd.launch.board import Board, lost, reporter
-from hopd.processes import LONGEST_WAIT
+from hopd.processes import LONGEST_WAIT, Processes
 from hopd.recipe import Recipe
 from hopd.run.directory import RunDirectory
 from hopd.run.interruption import Interruption
+from hopd.run.lock import locked
 from hopd.run.progress import Progress
 from hopd.run.trackers import check_trackers
 
 POLL_SECONDS = 0.5
 
 
-def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> int:
+def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool, **given: Any) -> int:
     """Trains on `workers` workers, with one GPU each if Ray has GPUs, and returns the number of complete steps.
 
     The cluster is the one at RAY_ADDRESS, or a local Ray that is started here and ends with the run. The preflight runs
-    at the first start, not after a restart. Raises a worker's `HopdError`; `WorkersLost` after more than `restarts`
-    restarts; `Interrupted` once the complete steps have been saved.
+    at the first start, not after a restart. `given` goes to `build`. Raises a worker's `HopdError`; `WorkersLost` after
+    more than `restarts` restarts; `Interrupted` once the complete steps have been saved.
     """
     check_trackers(recipe.trackers)
     RunDirectory(recipe.directory).latest_checkpoint(
@@ -52,7 +53,7 @@ def train_on_ray(recipe: Recipe, workers: int, restarts: int, resume: bool) -> i
         )
         board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
         ended: list[Any] = []
-        trainer = _trainer(ray, board, recipe, workers, restarts, place)
+        trainer = _trainer(ray, board, recipe, workers, restarts, place, given)
         fitting = Thread(target=lambda: ended.append(_fit(trainer)), daemon=True)
         fitting.start()
         while fitting.is_alive():
@@ -94,14 +95,15 @@ def _work(given: dict[str, Any]) -> int | None:
         recipe = Recipe.parse(yaml.safe_load(given["recipe"]))
         console = Console(file=_Lines(board), highlight=False) if first else None
         progress = Progress(quiet=not first, console=console)
-        parts = build(recipe, resume=True, progress=progress)
-        with _receiving_signals(board, parts.interruption):
-            if starts:
-                progress.note(f"ray: the workers were restarted ({starts} of {given['restarts']})")
-            else:
-                for line in preflight(parts):
-                    progress.note(line)
-            return Distiller(parts).train().steps
+        with locked(RunDirectory(recipe.directory), Processes.start()) as notes:
+            parts = build(recipe, resume=True, progress=progress, **given["build"])
+            with _receiving_signals(board, parts.interruption):
+                if starts:
+                    progress.note(f"ray: the workers were restarted ({starts} of {given['restarts']})")
+                else:
+                    for line in (*notes, *preflight(parts)):
+                        progress.note(line)
+                return Distiller(parts).train().steps
     except Interrupted:
         return None
     except HopdError as error:
@@ -109,7 +111,9 @@ def _work(given: dict[str, Any]) -> int | None:
         raise  # other workers may wait for this one, and Ray ends them
 
 
-def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str) -> Any:
+def _trainer(
+    ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, place: str, given_to_build: dict[str, Any]
+) -> Any:
     train = ray.train
     given = {
         "board": board,
@@ -118,6 +122,7 @@ def _trainer(ray: Any, board: Any, recipe: Recipe, workers: int, restarts: int, 
         "command": sys.argv,
         "path": sys.path,
         "restarts": restarts,
+        "build": given_to_build,
     }
     return train.torch.TorchTrainer(
         _work,

@@ -5,7 +5,6 @@ All are evaluated to the full length, on the same held-out problems. With one se
 does not measure it: a reliable comparison needs several seeds.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hopd.distiller import Distiller
 from hopd.errors import RecipeError
 from hopd.quickstart import RECIPE
 from hopd.recipe import Recipe
+from hopd.run.files import json_text
 from hopd.run.progress import Progress
 
 
@@ -81,7 +81,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
     target = curves["opd"][-1]["accuracy"]
     outcomes = {name: _outcome(curve, target) for name, curve in curves.items()}
     summary = {name: asdict(outcome) for name, outcome in outcomes.items()}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    (out / "summary.json").write_text(json_text(summary, indent=1), encoding="utf-8")
     draw(curves, target, out / "figure.png")
     console.print()
     console.print(_table(outcomes, target))

@@ -111,21 +111,16 @@ class Recipe(Section):
         Raises `RecipeError` if there is no such file, or if its content is not a valid recipe.
         """
         path = Path(path)
-        if not path.is_file():
-            raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise RecipeError(
-                f"{path} must hold a mapping with name, student, teacher, …; got {type(content).__name__}"
-            )
-        for text in overrides:
-            override(content, text)
+        content = _content(path, overrides)
         for key, name in named_code(content):
             find_beside(name, path.absolute().parent, key)
         return cls.parse(content, where=str(path), imports=imports)
+
+    @staticmethod
+    def directory_of(path: str | Path, overrides: Sequence[str] = ()) -> Path:
+        """Returns the run's directory without reading the rest of a recipe. Raises `RecipeError` if there is none."""
+        content = _content(Path(path), overrides)
+        return Path(str(content.get("output", "runs"))) / str(content.get("name"))
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "recipe", imports: bool = True) -> "Recipe":
@@ -147,3 +142,17 @@ class Recipe(Section):
         """Returns the resolved recipe as YAML, with every default written out."""
         # Python's types, not JSON's: JSON would turn the steps of a staged horizon, which are integer keys, into text.
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold a mapping with name, student, teacher, …; got {type(content).__name__}")
+    for text in overrides:
+        override(content, text)
+    return content

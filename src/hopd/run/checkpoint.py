@@ -6,6 +6,7 @@ whole; it is renamed away before it is removed, for the same reason.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -21,8 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopd.errors import CheckpointError
+from hopd.run.files import remedy, write_atomically
 
 _NAME = re.compile(r"step-(\d{6,})")
+STATE = "state.json"
 MAY_LACK = ("flight",)  # what is saved only where there is something
 _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
@@ -43,7 +46,7 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """Reads the saved state. Raises `CheckpointError` if it is not what `save` wrote."""
         with self._explained():
-            state: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+            state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         return state
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -88,7 +91,7 @@ def save(
             if group or name not in MAY_LACK:
                 saved = {key: tensor.contiguous() for key, tensor in group.items()}
                 save_file(saved, unfinished / f"{name}.safetensors")
-        (unfinished / "state.json").write_text(json.dumps(state, indent=1))
+        (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in [*unfinished.rglob("*"), unfinished]:
             _flush(path)
         remove(Checkpoint(final, step))
@@ -100,9 +103,14 @@ def save(
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
             + (f"{kept[-1].path.name} is whole: " if kept else "no earlier one exists: ")
-            + "make room and continue with resume=True"
+            + remedy(error)
         ) from error
     return Checkpoint(final, step)
+
+
+def replace_state(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    """Replaces the state of a checkpoint at once. Raises `CheckpointError` if that fails; the old one stays."""
+    write_atomically(checkpoint.path / STATE, json.dumps(state, indent=1))
 
 
 def find(directory: Path) -> list[Checkpoint]:
@@ -118,12 +126,21 @@ def prune(directory: Path, keep_last: int, keep_best: bool) -> None:
     checkpoints = find(directory)
     kept = {checkpoint.step for checkpoint in checkpoints[-keep_last:]}
     if keep_best:
-        scores = {c.step: score for c in checkpoints if (score := c.state["score"]) is not None}
+        found = {c.step: c.state["score"] for c in checkpoints}
+        scores = {step: score for step, score in found.items() if score is not None and math.isfinite(score)}
         kept |= {max(scores, key=lambda step: (scores[step], step))} if scores else set()
     for checkpoint in checkpoints:
         if checkpoint.step not in kept:
             remove(checkpoint)
     clean(directory)
+
+
+def used(directory: Path) -> tuple[int, int]:
+    """Returns the bytes of the whole checkpoints, and of what interruptions left behind."""
+    bytes_of = {path: sum(file.stat().st_size for file in path.rglob("*")) for path in directory.glob("*")}
+    whole = {found.path for found in find(directory)}
+    left = sum(size for path, size in bytes_of.items() if path.name.startswith((_UNFINISHED, _REMOVED)))
+    return sum(size for path, size in bytes_of.items() if path in whole), left
 
 
 def clean(directory: Path) -> None:

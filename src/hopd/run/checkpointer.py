@@ -1,11 +1,13 @@
 """Saves a run when it is due, and keeps the checkpoints that the recipe wants."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from hopd.evaluation import Evaluation
 from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import CheckpointSection
@@ -53,10 +55,10 @@ class Checkpointer:
         """Tells whether the run is saved after `step` complete steps: the last one always is."""
         return step == self.total_steps or step % self.settings.every == 0
 
-    def save(self, step: int, score: float | None) -> None:
-        """Writes a checkpoint of `step` complete steps, unless there is one. `score` is that of the evaluation at this
-        step, if there was one. All processes call it together."""
-        if self.processes.broadcast(any(found.step == step for found in checkpoint.find(self.directory))):
+    def save(self, step: int, evaluation: Evaluation | None = None) -> None:
+        """Writes a checkpoint of `step` complete steps, unless there is one, with the score of the last `evaluation` if
+        it is of this step. All processes call it together."""
+        if self.processes.broadcast(self._found(step) is not None):
             return
         keep = self.processes.is_first
         weights = self.weights.master_state(self.student.model, keep)
@@ -64,7 +66,28 @@ class Checkpointer:
         average = self.average.model_state(keep)
         with self.processes.together():
             if keep:
-                state = {"step": step, "score": score, **{name: current() for name, current in self.state.items()}}
                 model, tokenizer = self.student.model, self.student.tokenizer
+                state = self._state(step, evaluation)
                 checkpoint.save(self.directory, step, model, weights, average, tokenizer, tensors, state)
-                checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)
+                self._prune()
+
+    def score(self, evaluation: Evaluation) -> None:
+        """Adds an evaluation, and what it cost, to the checkpoint of its step, if there is one. All processes call it
+        together."""
+        with self.processes.together():
+            if self.processes.is_first and (found := self._found(evaluation.step)):
+                checkpoint.replace_state(found, self._state(found.step, evaluation))
+                self._prune()
+
+    def _found(self, step: int) -> checkpoint.Checkpoint | None:
+        return next((found for found in checkpoint.find(self.directory) if found.step == step), None)
+
+    def _state(self, step: int, evaluation: Evaluation | None) -> dict[str, Any]:
+        """Returns the state after `step` complete steps. A score that is not a number is none."""
+        evaluated = evaluation is not None and evaluation.step == step
+        score = evaluation.score if evaluation is not None and evaluated else None
+        known = {"score": score if score is not None and math.isfinite(score) else None, "evaluated": evaluated}
+        return {"step": step, **known, **{name: current() for name, current in self.state.items()}}
+
+    def _prune(self) -> None:
+        checkpoint.prune(self.directory, self.settings.keep_last, self.settings.keep_best)

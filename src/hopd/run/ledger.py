@@ -20,7 +20,7 @@ import torch
 from hopd.model.flops import PassCost
 from hopd.processes import Processes
 from hopd.rollout.rollout import Rollout, Stretch
-from hopd.run.directory import write_atomically
+from hopd.run.files import json_text, write_atomically
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Ledger:
     def save(self) -> None:
         """Writes both accounts to `path`, on the process that writes."""
         if self.writes:
-            write_atomically(self.path, json.dumps({"run": asdict(self.run), "redone": asdict(self.redone)}, indent=1))
+            write_atomically(self.path, json_text({"run": asdict(self.run), "redone": asdict(self.redone)}, indent=1))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the account of the run, for a checkpoint."""

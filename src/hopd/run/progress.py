@@ -21,12 +21,14 @@ class Progress:
         self._live: Live | None = None
         self._tokens: int | None = None
         self._alarmed: set[str] = set()
+        self._evaluating = 0.0  # seconds of evaluations since the block began
 
     @contextmanager
     def run(self, name: str, first: int, total: int) -> Iterator[None]:
         """Shows one run, of steps `first` to `total`, until the block ends."""
         self._name, self._first, self._total = name, first, total
         self._started, self._printed, self._tokens = time.perf_counter(), float("-inf"), None
+        self._evaluating = 0.0
         if first >= total:
             self.note(f"{name}: nothing left to do, {first} of {total} steps are done")
         elif first:
@@ -56,6 +58,11 @@ class Progress:
             self._printed = time.perf_counter()
             self.console.print(line, markup=False, soft_wrap=True)
 
+    def evaluation(self, text: str, seconds: float) -> None:
+        """Prints an evaluation, and leaves its seconds out of the time that the steps have left."""
+        self._evaluating += seconds
+        self.note(text)
+
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         self.console.print(f"{text}", markup=False, soft_wrap=True)
@@ -67,13 +74,15 @@ class Progress:
 
     def _line(self, m: dict[str, Any]) -> str:
         done = m["step"] - self._first
-        left = (time.perf_counter() - self._started) / done * (self._total - m["step"])
+        training = time.perf_counter() - self._started - self._evaluating
+        left = duration(training / done * (self._total - m["step"]))
+        left += " and evaluations left" if self._evaluating else " left"
         speed = m["generated_tokens"] / m["seconds"] if m["seconds"] else 0.0
         learnt = f"KL {m['reverse_kl']:.4f}  loss {m['loss']:.4f}" if m["rollouts"] else "all rollouts go on"
         stopped = f"  stop rate {100 * m['stop_rate']:.0f} %" if m["rollouts"] else ""
         return (
             f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  {learnt}  "
-            f"{_thousands(speed)} tokens/s{stopped}  {duration(left)} left"
+            f"{_thousands(speed)} tokens/s{stopped}  {left}"
         )
 
 

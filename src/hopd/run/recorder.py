@@ -12,12 +12,12 @@ from hopd.run.drift import DriftAlarm
 from hopd.run.ledger import Ledger, peak_memory
 from hopd.run.mismatch import MismatchAlarm
 from hopd.run.progress import Progress
-from hopd.run.trackers import Trackers
+from hopd.run.trackers import SCORE, Trackers
 
 
 class Recorder:
     """Sends every complete step to `metrics.jsonl` and `horizon.jsonl`, and every evaluation to `evaluations.jsonl`,
-    `scores.jsonl` and `samples.jsonl`; `trackers` are names of accelerate's."""
+    `scores.jsonl` and `samples.jsonl`; `trackers` are names of `hopd.run.trackers`."""
 
     def __init__(
         self,
@@ -33,18 +33,21 @@ class Recorder:
         self.name, self.directory, self.ledger = name, directory, ledger
         self.mismatch, self.drift = mismatch, drift
         self.progress, self.processes = progress, processes
-        self._trackers = Trackers(trackers, directory.path) if trackers else None
+        wanted = trackers if processes.is_first else ()
+        self._trackers = Trackers(wanted, directory.path, progress.note)
 
     @contextmanager
-    def run(self, first: int, total: int) -> Iterator[None]:
-        """Shows steps `first` to `total` until the block ends, and closes the trackers then."""
-        if self._trackers:
-            self._trackers.open(self.name)
-        try:
-            with self.progress.run(self.name, first, total):
+    def run(self, first: int, total: int, recipe: str) -> Iterator[None]:
+        """Shows steps `first` to `total` until the block ends, and closes the trackers then. Their configuration is the
+        resolved `recipe`."""
+        with self.progress.run(self.name, first, total):
+            if self._trackers.names:
+                steps = [(line["step"], line) for line in self.directory.read("metrics")]
+                scores = [(line["step"], {SCORE: line["score"]}) for line in self.directory.read("evaluations")]
+                self._trackers.open(self.name, recipe, steps, scores)
+            try:
                 yield
-        finally:
-            if self._trackers:
+            finally:
                 self._trackers.close()
 
     def step(self, step: int, decision: Decision, evidence: Evidence, measured: Mapping[str, Any]) -> None:
@@ -70,18 +73,19 @@ class Recorder:
             self.directory.append("metrics", metrics | ({"alarm": "\n".join(alarms.values())} if alarms else {}))
             self.directory.append("horizon", {"step": step, "tokens": decision.tokens, "reason": decision.reason})
             self.progress.step(metrics, decision, alarms)
-        self._track({name: value for name, value in metrics.items() if isinstance(value, int | float)}, step)
+        self._trackers.step(step, metrics)
 
-    def evaluation(self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
-        """Writes an evaluation, each problem's score, and a few rollouts for people to read."""
+    def evaluation(
+        self, found: Evaluation, scores: dict[str, Any], samples: Sequence[dict[str, Any]], started: str, seconds: float
+    ) -> None:
+        """Writes an evaluation that took `seconds`, each problem's score, and a few rollouts for people to read."""
         if self.processes.is_first:
+            self.directory.environment.evaluated(found.step, started)
+            name = "accuracy" if "accuracy" in found.measured else "score"
+            self.directory.score(found.step, {name: found.score})
             self.directory.append("evaluations", found.line())
             self.directory.append("scores", {"step": found.step} | scores)
             for sample in samples:
                 self.directory.append("samples", {"step": found.step} | sample)
-            self.progress.note(f"step {found.step}: {found.summary}")
-        self._track({"evaluation/score": found.score}, found.step)
-
-    def _track(self, values: Mapping[str, Any], step: int) -> None:
-        if self._trackers:
-            self._trackers.log(values, step)
+            self.progress.evaluation(f"step {found.step}: {found.summary}", seconds)
+        self._trackers.score(found.step, found.score)
