@@ -10,19 +10,22 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hopd.errors import TaskError
+from hopd.model.stop import NO_STOP, Stop
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.tasks.problem import Problem, Task
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Holds a task as a model sees it. `dropped` counts the prompts left out because they were too long."""
+    """Holds a task as a model sees it. `dropped` counts the prompts left out because they were too long. `stop` is the
+    recipe's, whose texts are no part of an answer."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[Prompt]
     problems: dict[int, Problem]
     dropped: int = 0
+    stop: Stop = NO_STOP
 
     def score(self, rollout: Rollout) -> float:
         """Returns how correct a rollout's answer is, from 0 to 1."""
@@ -35,8 +38,9 @@ class PromptSet:
         return sha256(repr(asked).encode()).hexdigest()[:16]
 
     def text(self, rollout: Rollout) -> str:
-        """Decodes a rollout without its special tokens."""
-        return str(self.tokenizer.decode(rollout.ids, skip_special_tokens=True))
+        """Decodes a rollout without its special tokens and without the id or text of `stop` that ended it."""
+        ids = rollout.ids[:-1] if self.stop.ids.intersection(rollout.ids[-1:].tolist()) else rollout.ids
+        return self.stop.before(str(self.tokenizer.decode(ids, skip_special_tokens=True)))
 
 
 def encode(
