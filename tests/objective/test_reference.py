@@ -1,6 +1,7 @@
 """Compares every objective, value and gradient, with a plain float64 reference on whole logits."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
+from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, StopClass, TopK, distillation_loss
 from hopd.objective.head import CHUNK_BYTES, chunk_bytes_on, chunked_loss
 
 N, D, V, ROWS = 11, 5, 13, 3
@@ -36,15 +37,25 @@ def setup(seed=0, scale=1.0, softcap=None, bias=True):
     return hidden, head, HiddenSignal(Head(teacher_weight), teacher_hidden), at
 
 
-def reference(objective, hidden, head, signal, at, temperature=1.0):
-    """Computes the loss position by position, straight from the definitions."""
+def reference(objective, hidden, head, signal, at, temperature=1.0, ends=()):
+    """Computes the loss position by position, straight from the definitions. The probabilities of `ends` are added up
+    first, at the place of the first one; the others are no outcomes any more."""
     logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
     logits = logits * head.scale
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     log_p = torch.log_softmax(logits / temperature, -1)
     log_q = torch.log_softmax(signal.hidden @ signal.head.weight.T / temperature, -1)
+    sampled, own = at.tokens, log_p
+    if ends:
+        outcomes = [v for v in range(V) if v not in ends[1:]]
+        adds = torch.tensor([[float(o == v or (o == ends[0] and v in ends)) for o in outcomes] for v in range(V)])
+        log_p, log_q = ((log.exp() @ adds.double()).log() for log in (log_p, log_q))
+        tokens = torch.tensor([outcomes.index(ends[0] if y in ends else y) for y in sampled.tolist()])
+        at = replace(at, tokens=tokens)
     log_ratios = [float(log_q[n, at.tokens[n]] - log_p[n, at.tokens[n]]) for n in range(N)]
+    # The sampler's log-prob is that of the very token, so the token's is compared with it.
+    to_behaviour = [float(own[n, sampled[n]] - at.behaviour[n]) for n in range(N)]
     total = torch.zeros((), dtype=torch.float64)
     for n in range(N):
         p, q, y = log_p[n].exp(), log_q[n].exp(), at.tokens[n]
@@ -57,10 +68,11 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
             if objective.control_variate:
                 credit += float((p * (log_p[n] - log_q[n])).sum())
             if objective.importance_cap is not None:
-                credit *= min(math.exp(float(log_p[n, y]) - float(at.behaviour[n])), objective.importance_cap)
+                credit *= min(math.exp(to_behaviour[n]), objective.importance_cap)
             loss = -credit * log_p[n, y]
         elif objective.estimator == "top_k":
-            best = torch.sort(log_p[n], descending=True).indices[: objective.k]
+            ranked = log_q[n] if objective.candidates == "teacher" else log_p[n]
+            best = torch.sort(ranked, descending=True).indices[: objective.k]
             s, g = log_p[n][best], log_q[n][best]
             if objective.tail == "paper":
                 w = (s.exp() / s.exp().sum()).detach()
@@ -81,7 +93,7 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
             loss = objective.beta * (q * (q / m).log()).sum() + (1 - objective.beta) * (p * (p / m).log()).sum()
         if objective.estimator != "sampled" and objective.importance_cap is not None:
             before = [s for s in range(N) if at.row[s] == at.row[n] and at.position[s] < at.position[n]]
-            ratio = math.prod(math.exp(float(log_p[s, at.tokens[s]]) - float(at.behaviour[s])) for s in before)
+            ratio = math.prod(math.exp(to_behaviour[s]) for s in before)
             loss = min(ratio, objective.importance_cap) * loss
         total = total + at.weight[n] * loss
     return total
@@ -128,6 +140,70 @@ def test_value_and_gradient_equal_the_reference(objective, temperature, scale, s
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+ENDS = (2, 5, 11)
+
+
+@pytest.mark.parametrize(
+    "objective", [*OBJECTIVES, TopK(k=10, tail="bucket"), TopK(k=4, candidates="teacher")], ids=str
+)
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.6, 2.0)])
+def test_with_ends_as_one_class_value_and_gradient_equal_the_reference(objective, temperature, softcap):
+    objective = replace(objective, stop="class")
+    hidden, head, signal, at = setup(seed=1, softcap=softcap)
+    assert {2, 5, 11} & set(at.tokens.tolist())
+    leaves = [hidden, head.weight, head.bias]
+    expected = reference(objective, hidden, head, signal, at, temperature, ENDS)
+    expected_gradients = torch.autograd.grad(expected, leaves)
+
+    signal = HiddenSignal(signal.head, signal.hidden, temperature)
+    stop = StopClass.of(objective, {*ENDS, V, V + 7}, V)
+    loss, statistics = distillation_loss(
+        objective, head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V, stop=stop
+    )
+    gradients = torch.autograd.grad(loss, leaves)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+    # What is compared with the sampler's log-prob is that of the token itself.
+    own, _ = distillation_loss(replace(objective, stop="token"), head, hidden, signal, at, temperature)
+    _, unmerged = distillation_loss(Full(), head, hidden, signal, at, temperature)
+    torch.testing.assert_close(statistics.log_prob, unmerged.log_prob, check_dtype=False)
+    assert abs(float(own) - float(loss)) > 1e-3
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_ends_that_share_their_mass_otherwise_have_no_loss_as_one_class(gamma):
+    """The teacher exchanges the student's logits of two ends: it stops as often, by the other id."""
+    hidden, head, _, at = setup(seed=1)
+    exchanged = torch.arange(V)
+    exchanged[[2, 5]] = torch.tensor([5, 2])
+    signal = HiddenSignal(Head(head.weight.detach()[exchanged], head.bias.detach()[exchanged]), hidden.detach())
+    for objective in (Full(stop="class"), Sampled(gamma, stop="class"), TopK(k=4, stop="class")):
+        stop = StopClass.of(objective, (2, 5), V)
+        loss, statistics = distillation_loss(objective, head, hidden, signal, at, stop=stop)
+        assert abs(float(loss.detach())) < 1e-6
+        assert float(statistics.log_ratio.abs().max()) < 1e-6
+        assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, [hidden, head.weight, head.bias])) < 1e-6
+        by_token, _ = distillation_loss(replace(objective, stop="token"), head, hidden, signal, at)
+        assert float(torch.autograd.grad(by_token, hidden)[0].abs().max()) > 1e-3
+
+
+def test_the_sampled_estimators_mean_over_all_tokens_is_the_gradient_of_the_class_too():
+    """Whatever the policy that sampled, its ratio without a cap makes up for it."""
+    hidden, head, signal, at = setup()
+    every, position = torch.arange(V).repeat(N), torch.arange(N).repeat_interleave(V)
+    behaviour = torch.log_softmax(torch.randn(N, V, generator=torch.Generator().manual_seed(4)).double(), -1).flatten()
+    spread = LossTokens(every, position, torch.zeros_like(position), behaviour, behaviour.exp())
+    wide = HiddenSignal(signal.head, signal.hidden[position])
+    stop = StopClass(ENDS)
+    loss, _ = distillation_loss(Sampled(importance_cap=1e6), head, hidden[position], wide, spread, stop=stop)
+    mean_gradients = torch.autograd.grad(loss, [hidden, head.weight, head.bias])
+    at = replace(at, weight=torch.ones(N, dtype=torch.float64))
+    exact, _ = distillation_loss(Full(), head, hidden, signal, at, stop=stop)
+    for mean, wanted in zip(mean_gradients, torch.autograd.grad(exact, [hidden, head.weight, head.bias]), strict=True):
+        torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

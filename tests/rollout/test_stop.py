@@ -64,7 +64,7 @@ def test_a_text_ends_a_rollout_at_the_token_that_completes_it_in_one_step_or_in_
     sampled = tokenizer.decode(data.draw(st.sampled_from(whole)).ids)
     begin = data.draw(st.integers(0, len(sampled) - 4))
     text = sampled[begin : begin + data.draw(st.integers(1, 4))]
-    limits = sorted(data.draw(st.sets(st.integers(1, T - 1), max_size=3))) + [T]
+    limits = [*sorted(data.draw(st.sets(st.integers(1, T - 1), max_size=3))), T]
     ended = stopped_at(student, Stop.of([text], tokenizer), starts, limits)
     assert any(rollout.finish is FinishReason.STOP for rollout in ended)
     for rollout, full in zip(ended, whole, strict=True):

@@ -84,7 +84,8 @@ def check_ends(student: LanguageModel, chat: bool) -> list[str]:
         places = "; ".join(f"{place} {_named(student, sorted(ids))}" for place, ids in named.items())
         notes.append(
             f"{student.name} names different ends: {places}. Rollouts end on "
-            f"{_named(student, sorted(student.stop_ids))} only; to end them on {_named(student, missing)} too, write rollout: {{stop: {missing}}}"
+            f"{_named(student, sorted(student.stop_ids))} only; "
+            f"to end them on {_named(student, missing)} too, write rollout: {{stop: {missing}}}"
         )
     if student.stop.ids or student.stop.texts:
         notes.append(f"rollouts end where the model's own do, and at {student.stop}")

@@ -56,7 +56,8 @@ def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> An
 def _read_own(value: Any) -> objectives.Custom:
     if isinstance(value, objectives.Custom):
         return value
-    return objectives.Custom(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
+    options = {key: option for key, option in value.items() if key not in ("estimator", "stop")}
+    return objectives.Custom(value["estimator"], options, value.get("stop", "token"))
 
 
 _OPTIONS = {
@@ -84,7 +85,8 @@ def _write_window(value: Any) -> dict[str, Any]:
 
 
 def _write_own(value: objectives.Custom) -> dict[str, Any]:
-    return {"estimator": value.estimator, **value.options}
+    stop = {} if value.stop == "token" else {"stop": value.stop}
+    return {"estimator": value.estimator, **value.options, **stop}
 
 
 Horizon = Annotated[

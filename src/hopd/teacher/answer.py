@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ class Scores:
     top_ids: Int[Tensor, "N K"]
     top_log_probs: Float[Tensor, "N K"]
     decoded: tuple[str | None, ...]
+
+    def with_last(self, other: "Scores") -> "Scores":
+        """Returns the scores with the probability of another sequence's last token added to that of the own last."""
+        last = torch.logaddexp(self.log_probs[-1:], other.log_probs[-1:])
+        return replace(self, log_probs=torch.cat([self.log_probs[:-1], last]))
 
 
 def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: int) -> list[Scores]:

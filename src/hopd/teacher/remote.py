@@ -22,15 +22,16 @@ SAME_WEIGHTS = 0.05  # nats a token of the fingerprint: more than half precision
 
 
 class RemoteTeacher:
-    """Scores by asking the servers of `source`. `vocabulary` is the student's.
+    """Scores by asking the servers of `source`. `vocabulary` is the student's. A sequence that ends at one of `ends` is
+    scored with each of the others in its place too, and gets the probability of all of them together.
 
     Every request also scores the fingerprint's tokens, and an answer counts only if their log-probs equal
     `fingerprint`, which the first answer sets: so all scores come from the weights that the run began with."""
 
     gives = Detail.TOP_K
 
-    def __init__(self, source: ServerSource, objective: Objective, vocabulary: int):
-        self.source, self.vocabulary = source, vocabulary
+    def __init__(self, source: ServerSource, objective: Objective, vocabulary: int, ends: tuple[int, ...] = ()):
+        self.source, self.vocabulary, self.ends = source, vocabulary, ends
         self.top = objective.k if objective.needs == Detail.TOP_K else 0
         self.client = Client(source, f"the teacher {source.model} has not scored", TeacherUnavailable)
         self.fingerprint_ids = fingerprint_ids(vocabulary)
@@ -42,11 +43,13 @@ class RemoteTeacher:
 
         Raises `TeacherUnavailable`."""
         self._fetched = {}
-        wanted = [pair for batch in batches for pair in _sequences(batch)]
+        wanted = [pair for batch in batches for pair in _sequences(batch, self.ends)]
         groups = self._grouped(wanted)
         answers = self.ask([[ids for _, ids in group] for group in groups])
         for group, scores in zip(groups, answers, strict=True):
-            self._fetched.update({rollout: score for (rollout, _), score in zip(group, scores, strict=True)})
+            for (rollout, _), score in zip(group, scores, strict=True):
+                first = self._fetched.get(rollout)
+                self._fetched[rollout] = score if first is None else first.with_last(score)
 
     def score(self, batch: Batch) -> SampledSignal:
         """Returns the fetched scores, or asks for them now. Raises `TeacherUnavailable`."""
@@ -58,7 +61,7 @@ class RemoteTeacher:
         device = batch.at.tokens.device
         sampled = torch.stack([scores[row].log_probs[column] for row, column in places]).to(device)
         if not self.top:
-            return SampledSignal(sampled)
+            return SampledSignal(sampled, ends=self.ends)
         ids = torch.stack([scores[row].top_ids[column] for row, column in places]).to(device)
         likely = torch.stack([scores[row].top_log_probs[column] for row, column in places]).to(device)
         return TopKSignal(sampled, ids, likely)
@@ -101,9 +104,12 @@ class RemoteTeacher:
         return [list(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
 
-def _sequences(batch: Batch) -> list[tuple[Rollout, list[int]]]:
-    """Returns each rollout with the ids of its prompt and response, up to the last token that is scored."""
-    return [
-        (rollout, torch.cat([rollout.prompt.ids, rollout.ids])[: read + 1].tolist())
-        for rollout, read in zip(batch.rollouts, batch.lengths, strict=True)
-    ]
+def _sequences(batch: Batch, ends: Sequence[int] = ()) -> list[tuple[Rollout, list[int]]]:
+    """Returns each rollout with the ids of its prompt and response, up to the last token that is scored; where that is
+    one of `ends`, which only a last one can be, also with each of the others in its place."""
+    made = []
+    for rollout, read in zip(batch.rollouts, batch.lengths, strict=True):
+        ids = torch.cat([rollout.prompt.ids, rollout.ids])[: read + 1].tolist()
+        others = [end for end in ends if end != ids[-1]] if ids[-1] in ends else []
+        made += [(rollout, ids), *((rollout, [*ids[:-1], end]) for end in others)]
+    return made

@@ -42,3 +42,8 @@ class RoutedTeacher:
                 f"{nearest(str(batch.teacher), self.teachers)}"
             )
         return self.teachers[batch.teacher].score(batch)
+
+
+def teachers_of(teacher: Teacher) -> list[Teacher]:
+    """Returns the teachers of a routed one, or the teacher itself."""
+    return list(teacher.teachers.values()) if isinstance(teacher, RoutedTeacher) else [teacher]

@@ -16,7 +16,7 @@ from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
 from hopd.model import LanguageModel
 from hopd.model.flops import PassCost
-from hopd.objective import Objective, TokenStatistics, distillation_loss
+from hopd.objective import Objective, StopClass, TokenStatistics, distillation_loss
 from hopd.processes import Processes
 from hopd.rollout import Batch, Rollout, Stream, fold, pack, uniform
 from hopd.run.ledger import Ledger
@@ -122,8 +122,10 @@ class Learner:
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
+            head = self.student.head
+            stop = StopClass.of(self.objective, self.student.stop_ids, head.vocabulary)
             return distillation_loss(
-                self.objective, self.student.head, hidden, signal, batch.at, self.temperature, compares=self.compares
+                self.objective, head, hidden, signal, batch.at, self.temperature, compares=self.compares, stop=stop
             )
 
     def _dummy_pass(self) -> None:
