@@ -14,12 +14,13 @@ from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
+from hopd.forecast.stop_mass import compare_ends
 from hopd.objective import Detail, StopClass
 from hopd.rollout import Prompt, Rollout, fold
 from hopd.run.ledger import Account
 from hopd.teacher import LocalTeacher, RemoteTeacher, Teacher
 from hopd.teacher.remote_teachers import check_remote
-from hopd.teacher.teacher import teachers_of
+from hopd.teacher.teacher import by_name
 
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -39,6 +40,7 @@ def preflight(parts: Parts) -> Iterator[str]:
     yield _check_context(parts)
     yield from _check_remote(parts)
     yield from parts.engine.check(_longest(parts))
+    yield from compare_ends(parts)
     tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
     rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
     yield _check_same_model_is_zero(parts, rollouts)
@@ -79,7 +81,7 @@ def _check_objective(parts: Parts) -> None:
             + (", or estimator: top_k with candidates: teacher" if gives == Detail.TOP_K else "")
         )
     stop = StopClass.of(objective, parts.student.stop_ids, parts.student.head.vocabulary)
-    if stop and (limited := [each for each in teachers_of(parts.learner.teacher) if not _merges(each, stop)]):
+    if stop and (limited := [each for each in by_name(parts.learner.teacher).values() if not _merges(each, stop)]):
         raise RecipeError(
             f"objective.stop: class needs the teacher's log-probs of all ends ({', '.join(map(str, stop.ends))}), and "
             f"{type(limited[0]).__name__} gives {limited[0].gives.name.lower()} only; write stop: token, a local "

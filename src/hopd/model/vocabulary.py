@@ -74,18 +74,18 @@ def check_ends(student: LanguageModel, chat: bool) -> list[str]:
         raise RecipeError(f"rollout.stop names the id {beyond[0]}, and the models share the ids 0 to {rows - 1} only")
     if beyond := [id for id in sorted(student.stop_ids) if id >= rows]:
         notes.append(
-            f"the student's end {_named(student, beyond)} is beyond the {rows} ids that are used, so no rollout ends "
+            f"the student's end {named(student, beyond)} is beyond the {rows} ids that are used, so no rollout ends "
             "there; write rollout: {stop: […]} with an id below"
         )
-    named = student.declared_ends
+    places = student.declared_ends
     if chat and (turn := end_of_turn(student.tokenizer)) is not None:
-        named = named | {"the chat template": frozenset([turn])}
-    if missing := sorted({id for ids in named.values() for id in ids if id < rows} - student.stop_ids):
-        places = "; ".join(f"{place} {_named(student, sorted(ids))}" for place, ids in named.items())
+        places |= {"the chat template": frozenset([turn])}
+    if missing := sorted({id for ids in places.values() for id in ids if id < rows} - student.stop_ids):
+        each = "; ".join(f"{place} {named(student, sorted(ids))}" for place, ids in places.items())
         notes.append(
-            f"{student.name} names different ends: {places}. Rollouts end on "
-            f"{_named(student, sorted(student.stop_ids))} only; "
-            f"to end them on {_named(student, missing)} too, write rollout: {{stop: {missing}}}"
+            f"{student.name} names different ends: {each}. Rollouts end on "
+            f"{named(student, sorted(student.stop_ids))} only; "
+            f"to end them on {named(student, missing)} too, write rollout: {{stop: {missing}}}"
         )
     if student.stop.ids or student.stop.texts:
         notes.append(f"rollouts end where the model's own do, and at {student.stop}")
@@ -107,6 +107,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((id for id in ids if id in special), None)
 
 
-def _named(model: LanguageModel, ids: Sequence[int]) -> str:
+def named(model: LanguageModel, ids: Sequence[int]) -> str:
+    """Returns ids with their tokens, for a sentence."""
     names = [f"{id} {model.tokenizer.convert_ids_to_tokens(id)!r}" for id in ids]
     return ", ".join(names) or "nothing"

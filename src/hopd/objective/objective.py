@@ -178,8 +178,8 @@ class Full:
 class Custom:
     """Uses an estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`.
 
-    `options` are the arguments of its constructor, all keys of the recipe's section but `estimator` and `stop`. Raises `RecipeError` if it cannot be imported or constructed, and
-    later if it does not return one loss per position.
+    `options` are the arguments of its constructor: all keys of the section but `estimator` and `stop`. Raises
+    `RecipeError` if it cannot be imported or constructed, and later if it does not return one loss per position.
     """
 
     estimator: str

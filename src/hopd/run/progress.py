@@ -69,7 +69,7 @@ class Progress:
         done = m["step"] - self._first
         left = (time.perf_counter() - self._started) / done * (self._total - m["step"])
         speed = m["generated_tokens"] / m["seconds"] if m["seconds"] else 0.0
-        learnt = f"KL {m['reverse_kl']:.4f}  loss {m['loss']:.4f}" if m["rollouts"] else "all rollouts go on"
+        learnt = f"KL estimate {m['reverse_kl']:.4f}  loss {m['loss']:.4f}" if m["rollouts"] else "all rollouts go on"
         stopped = f"  stop rate {100 * m['stop_rate']:.0f} %" if m["rollouts"] else ""
         return (
             f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  {learnt}  "

@@ -44,6 +44,6 @@ class RoutedTeacher:
         return self.teachers[batch.teacher].score(batch)
 
 
-def teachers_of(teacher: Teacher) -> list[Teacher]:
-    """Returns the teachers of a routed one, or the teacher itself."""
-    return list(teacher.teachers.values()) if isinstance(teacher, RoutedTeacher) else [teacher]
+def by_name(teacher: Teacher) -> dict[str, Teacher]:
+    """Returns a run's teachers by name; an only teacher has the empty name."""
+    return teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}

@@ -64,7 +64,7 @@ class Learner:
 
         Raises `NonFiniteLoss`, which names the rollout.
         """
-        batches = self.batches(rollouts, seed)
+        batches = [self.remote.without_gaps(batch) for batch in self.batches(rollouts, seed)]
         own = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = self.processes.total(own)
         # Processes that share a sharded model gather its layers together, so all must run equally many passes.
