@@ -111,12 +111,12 @@ class RemoteTeacher:
             if not self.example and self.gaps:
                 place = int(gap.nonzero()[0])
                 self.example = (
-                    f"the teacher {self.source.model} gave no log-prob of id {int(batch.at.tokens[place])}, response "
-                    f"token {int(batch.at.position[place])} of {batch.rollouts[int(batch.at.row[place])]}, in equal "
-                    "answers"
+                    f"the teacher {self.source.model} gave no finite log-prob of id {int(batch.at.tokens[place])}, "
+                    f"response token {int(batch.at.position[place])} of {batch.rollouts[int(batch.at.row[place])]}, "
+                    "though asked again"
                 )
         if self.gaps > max(1, MISSING * tokens):
-            raise TeacherUnavailable(f"{self.example}, nor of {self.gaps} of {tokens} tokens in all: {HOW}")
+            raise TeacherUnavailable(f"{self.example}; in all, {self.gaps} of {tokens} tokens have none: {HOW}")
 
     def in_place_of_last(self, batch: Batch, ids: Sequence[int]) -> Float[Tensor, "N K"]:
         """Returns the log-probs of `ids` in place of the last token that is scored of each rollout. Raises

@@ -45,7 +45,7 @@ class RemoteTeachers:
         example = next((example for example, _ in found if example), None)
         if example is None:
             return None
-        return f"{example}: {sum(gaps for _, gaps in found)} such tokens of this step carry no loss; {HOW}"
+        return f"{example}; such tokens carry no loss, in this step {sum(gaps for _, gaps in found)}: {HOW}"
 
     def without_gaps(self, batch: Batch) -> Batch:
         """Returns the batch with no weight on the loss tokens that its teacher gave no score for."""
