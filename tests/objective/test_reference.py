@@ -2,17 +2,14 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, StopClass, TopK, distillation_loss
-from hopd.objective.head import CHUNK_BYTES, chunk_bytes_on, chunked_loss
+from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
+from hopd.objective.head import chunked_loss
 
 N, D, V, ROWS = 11, 5, 13, 3
 
@@ -142,70 +139,6 @@ def test_value_and_gradient_equal_the_reference(objective, temperature, scale, s
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
-ENDS = (2, 5, 11)
-
-
-@pytest.mark.parametrize(
-    "objective", [*OBJECTIVES, TopK(k=10, tail="bucket"), TopK(k=4, candidates="teacher")], ids=str
-)
-@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.6, 2.0)])
-def test_with_ends_as_one_class_value_and_gradient_equal_the_reference(objective, temperature, softcap):
-    objective = replace(objective, stop="class")
-    hidden, head, signal, at = setup(seed=1, softcap=softcap)
-    assert {2, 5, 11} & set(at.tokens.tolist())
-    leaves = [hidden, head.weight, head.bias]
-    expected = reference(objective, hidden, head, signal, at, temperature, ENDS)
-    expected_gradients = torch.autograd.grad(expected, leaves)
-
-    signal = HiddenSignal(signal.head, signal.hidden, temperature)
-    stop = StopClass.of(objective, {*ENDS, V, V + 7}, V)
-    loss, statistics = distillation_loss(
-        objective, head, hidden, signal, at, temperature, chunk_bytes=2 * 4 * V, stop=stop
-    )
-    gradients = torch.autograd.grad(loss, leaves)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
-    # What is compared with the sampler's log-prob is that of the token itself.
-    own, _ = distillation_loss(replace(objective, stop="token"), head, hidden, signal, at, temperature)
-    _, unmerged = distillation_loss(Full(), head, hidden, signal, at, temperature)
-    torch.testing.assert_close(statistics.log_prob, unmerged.log_prob, check_dtype=False)
-    assert abs(float(own) - float(loss)) > 1e-3
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.7])
-def test_ends_that_share_their_mass_otherwise_have_no_loss_as_one_class(gamma):
-    """The teacher exchanges the student's logits of two ends: it stops as often, by the other id."""
-    hidden, head, _, at = setup(seed=1)
-    exchanged = torch.arange(V)
-    exchanged[[2, 5]] = torch.tensor([5, 2])
-    signal = HiddenSignal(Head(head.weight.detach()[exchanged], head.bias.detach()[exchanged]), hidden.detach())
-    for objective in (Full(stop="class"), Sampled(gamma, stop="class"), TopK(k=4, stop="class")):
-        stop = StopClass.of(objective, (2, 5), V)
-        loss, statistics = distillation_loss(objective, head, hidden, signal, at, stop=stop)
-        assert abs(float(loss.detach())) < 1e-6
-        assert float(statistics.log_ratio.abs().max()) < 1e-6
-        assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, [hidden, head.weight, head.bias])) < 1e-6
-        by_token, _ = distillation_loss(replace(objective, stop="token"), head, hidden, signal, at)
-        assert float(torch.autograd.grad(by_token, hidden)[0].abs().max()) > 1e-3
-
-
-def test_the_sampled_estimators_mean_over_all_tokens_is_the_gradient_of_the_class_too():
-    """Whatever the policy that sampled, its ratio without a cap makes up for it."""
-    hidden, head, signal, at = setup()
-    every, position = torch.arange(V).repeat(N), torch.arange(N).repeat_interleave(V)
-    behaviour = torch.log_softmax(torch.randn(N, V, generator=torch.Generator().manual_seed(4)).double(), -1).flatten()
-    spread = LossTokens(every, position, torch.zeros_like(position), behaviour, behaviour.exp())
-    wide = HiddenSignal(signal.head, signal.hidden[position])
-    stop = StopClass(ENDS)
-    loss, _ = distillation_loss(Sampled(importance_cap=1e6), head, hidden[position], wide, spread, stop=stop)
-    mean_gradients = torch.autograd.grad(loss, [hidden, head.weight, head.bias])
-    at = replace(at, weight=torch.ones(N, dtype=torch.float64))
-    exact, _ = distillation_loss(Full(), head, hidden, signal, at, stop=stop)
-    for mean, wanted in zip(mean_gradients, torch.autograd.grad(exact, [hidden, head.weight, head.bias]), strict=True):
-        torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(objective):
     hidden, head, _, at = setup()
@@ -305,71 +238,3 @@ def test_a_second_backward_pass_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
-
-
-def test_a_bf16_head_sums_its_chunks_in_float32():
-    """One chunk has a large gradient and many have small ones, which bf16 would round away."""
-    hidden = torch.ones(400, 1, dtype=torch.bfloat16)
-    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    scale = torch.full((400,), 1 / 16)
-    scale[0] = 16.0
-    total, _ = chunked_loss(
-        Head(weight), hidden, lambda logits, rows: (scale[rows] * logits[:, 0], logits), chunk_bytes=8
-    )
-    (gradient,) = torch.autograd.grad(total, [weight])
-    assert float(gradient[0, 0]) == pytest.approx(16 + 399 / 16, rel=0.01)
-
-
-@pytest.mark.parametrize(("gib", "expected"), [(24, 24 * 2**30 // 80), (80, 2**30), (140, 2**30)])
-def test_the_chunk_size_follows_the_memory_of_the_device(monkeypatch, gib, expected):
-    card = SimpleNamespace(total_memory=gib * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    assert chunk_bytes_on(torch.device("cuda")) == expected
-    assert (
-        chunk_bytes_on(torch.device("cpu")) == CHUNK_BYTES == 128 * 2**20
-    )  # on CPUs the size decides the bits of a run
-
-
-def test_a_loss_and_its_teacher_use_the_chunk_size_of_the_device(monkeypatch):
-    hidden, head, signal, _ = setup()
-    seen = []
-
-    def terms(logits, rows):
-        seen.append(rows)
-        return logits.sum(-1), logits[:, :1]
-
-    for module in ("head", "signal"):
-        monkeypatch.setattr(f"hopd.objective.{module}.chunk_bytes_on", lambda device: 4 * V * 3)
-    chunked_loss(head, hidden, terms)
-    assert [rows.stop - rows.start for rows in seen] == [3, 3, 3, 2]
-    assert HiddenSignal(signal.head, signal.hidden).chunk_bytes == 4 * V * 3
-
-
-def test_no_more_than_one_chunk_of_logits_is_held():
-    """No operation returns more than one chunk's logits, of 64 positions, though there are 1,000 positions."""
-    positions, width, vocabulary, chunk = 1000, 4, 64, 64
-    hidden = torch.randn(positions, width, requires_grad=True)
-    head = Head(torch.randn(vocabulary, width, requires_grad=True))
-    seen = []
-
-    def terms(logits, rows):
-        seen.append(logits.shape[0])
-        return logits.square().sum(-1), logits[:, :1]
-
-    with LargestTensor() as largest:
-        loss, _ = chunked_loss(head, hidden, terms, chunk_bytes=chunk * 4 * vocabulary)
-        loss.backward()
-    assert sum(seen) == positions
-    assert largest.elements == chunk * vocabulary
-
-
-class LargestTensor(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation returns inside the block."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, operation, types, given=(), options=None):
-        result = operation(*given, **(options or {}))
-        sizes = [part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return result
