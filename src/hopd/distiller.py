@@ -125,7 +125,7 @@ class Distiller:
         self._updating = False
         measured = {"learning_rate": learner.optimizer.learning_rate(self.step - 1), "gradient_norm": norm}
         measured |= statistics.metrics() | learner.remote.metrics() | parts.engine.metrics()
-        parts.recorder.step(self.step, decision, evidence, measured)
+        parts.recorder.step(self.step, decision, evidence, measured, learner.remote.alarm())
 
     def _decide(self) -> Decision:
         """Takes the first process's decision: a controller that looks at a clock may decide otherwise on another."""

@@ -1,6 +1,8 @@
 """Makes the evaluator of a recipe, for a run or for a model alone."""
 
-from hopd.assembly.models import load_source
+from dataclasses import replace
+
+from hopd.assembly.models import end_at, load_source
 from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation import Accuracy, Divergence, Evaluator
@@ -26,7 +28,7 @@ def build_evaluator(
     readers: dict[str | None, LanguageModel] = {}
     if teacher is not None and settings.measure == "divergence":
         readers[None] = teacher
-    prompts = build_prompts(settings.task, student, rollout, readers)
+    prompts = replace(build_prompts(settings.task, student, rollout, readers), stop=student.stop)
     engine = engine or NativeEngine(student, settings.rows)
     return Evaluator(settings, prompts, student, rollout.full_tokens, engine, processes, teacher)
 
@@ -49,6 +51,7 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
     if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
         teacher = load_source(recipe.teacher, processes.device)
         share_vocabulary(student, [teacher])
+    end_at(recipe, student, *([teacher] if teacher else []))
     evaluator = build_evaluator(recipe, student, teacher, processes)
     assert evaluator is not None
     try:

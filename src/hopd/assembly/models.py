@@ -9,7 +9,8 @@ import torch
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel, load
 from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
-from hopd.model.vocabulary import share_vocabulary
+from hopd.model.stop import Stop
+from hopd.model.vocabulary import check_ends, share_vocabulary
 from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
 from hopd.rollout import Stream, fold
 from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
@@ -31,7 +32,8 @@ def load_models(
     """Loads the student in fp32, from `checkpoint` if there is one, and the local teachers in the precision of the
     recipe; with a `teacher` of the caller's own none of the recipe's. A student that is to be sharded stays on the CPU.
 
-    Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
+    All of them end where the recipe's `rollout.stop` says, too. Raises `ModelError` if one cannot be loaded, or if
+    vocabularies differ, and `RecipeError` for an end that does not exist.
     """
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
@@ -50,7 +52,21 @@ def load_models(
         teachers = {name: load_source(source, device, precision) for name, source in local.items()}
     else:
         teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
-    return Models(student, teachers, share_vocabulary(student, list(teachers.values())))
+    end_at(recipe, student, *teachers.values())
+    notes = share_vocabulary(student, list(teachers.values()))
+    return Models(student, teachers, notes + check_ends(student, _chats(recipe)))
+
+
+def end_at(recipe: Recipe, student: LanguageModel, *teachers: LanguageModel) -> None:
+    """Lets the models' answers end at the recipe's `rollout.stop` as well. Raises `RecipeError`."""
+    for model in (student, *teachers):
+        model.stop = Stop.of(recipe.rollout.stop, student.tokenizer)
+
+
+def _chats(recipe: Recipe) -> bool:
+    """Tells whether any of the recipe's prompts are chats."""
+    tasks = [recipe.task, *([recipe.evaluation.task] if recipe.evaluation else [])]
+    return any(getattr(task, "chat", False) for task in tasks)
 
 
 def load_saved(recipe: Recipe, directory: Path, device: torch.device | str = "cpu") -> LanguageModel:

@@ -15,14 +15,16 @@ from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
-from hopd.objective import Detail
+from hopd.forecast.stop_mass import compare_ends
+from hopd.objective import Detail, StopClass
 from hopd.recipe import Recipe
 from hopd.rollout import Prompt, Rollout, fold
 from hopd.run.checkpoint import used
 from hopd.run.ledger import Account
 from hopd.tasks import PromptSet
-from hopd.teacher import LocalTeacher
+from hopd.teacher import LocalTeacher, RemoteTeacher, Teacher
 from hopd.teacher.remote_teachers import check_remote
+from hopd.teacher.teacher import by_name
 
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -40,6 +42,7 @@ def preflight(parts: Parts) -> Iterator[str]:
     yield _check_context(parts)
     yield from _check_remote(parts)
     yield from parts.engine.check(_longest_sampled(parts))
+    yield from compare_ends(parts)
     yield from parts.evaluator.check() if parts.evaluator else ()
     tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
     rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
@@ -85,11 +88,24 @@ def _check_objective(parts: Parts) -> None:
             f"gives {gives.name.lower()} only; write estimator: sampled, without control_variate"
             + (", or estimator: top_k with candidates: teacher" if gives == Detail.TOP_K else "")
         )
-    if objective.estimator == "top_k" and objective.k >= parts.student.head.vocabulary:
+    stop = StopClass.of(objective, parts.student.stop_ids, parts.student.head.vocabulary)
+    if stop and (limited := [each for each in by_name(parts.learner.teacher).values() if not _merges(each, stop)]):
         raise RecipeError(
-            f"objective.k = {objective.k} is not less than the vocabulary of {parts.student.head.vocabulary}; "
-            "write estimator: full"
+            f"objective.stop: class needs the teacher's log-probs of all ends ({', '.join(map(str, stop.ends))}), and "
+            f"{type(limited[0]).__name__} gives {limited[0].gives.name.lower()} only; write stop: token, a local "
+            "teacher, or a remote one with estimator: sampled"
         )
+    outcomes = parts.student.head.vocabulary - (len(stop.ends) - 1 if stop else 0)
+    if objective.estimator == "top_k" and objective.k >= outcomes:
+        raise RecipeError(
+            f"objective.k = {objective.k} is not less than the vocabulary of {outcomes}; write estimator: full"
+        )
+
+
+def _merges(teacher: Teacher, stop: StopClass) -> bool:
+    """Tells whether a teacher gives the log-prob of all ends together."""
+    by_asking = isinstance(teacher, RemoteTeacher) and not teacher.top and teacher.ends == stop.ends
+    return teacher.gives == Detail.VOCABULARY or by_asking
 
 
 def _check_context(parts: Parts) -> str:

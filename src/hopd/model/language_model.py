@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hopd.errors import ModelError
 from hopd.model.sharding import Sharding
+from hopd.model.stop import NO_STOP
 from hopd.objective.head import Head
 
 
@@ -35,6 +36,7 @@ class LanguageModel:
         self.forward: Callable[..., Any] = self.backbone  # a sharded model has its own
         self.sharding = Sharding()  # not sharded: this process has all weights
         self.recomputes = False  # gradient checkpointing, in passes with a gradient
+        self.stop = NO_STOP  # what ends a response besides the model's own ends: a recipe's rollout.stop
         self._vocabulary: int | None = None
         parameters = inspect.signature(self.backbone.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -68,12 +70,23 @@ class LanguageModel:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Returns the end-of-sequence ids of the generation config, or else of the config, or else of the tokenizer."""
+        """Returns the ids that end a response: the first of `declared_ends`, and those of `stop`."""
+        return next(iter(self.declared_ends.values()), frozenset()) | self.stop.ids
+
+    @property
+    def declared_ends(self) -> dict[str, frozenset[int]]:
+        """Returns the end-of-sequence ids by the place that names them: generation config, config, tokenizer."""
         generation = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        for ids in (generation, self.config.eos_token_id, self.tokenizer.eos_token_id):
-            if ids is not None:
-                return frozenset(ids) if isinstance(ids, Sequence) else frozenset([ids])
-        return frozenset()
+        places = {
+            "generation_config": generation,
+            "config": self.config.eos_token_id,
+            "tokenizer": self.tokenizer.eos_token_id,
+        }
+        return {
+            place: frozenset(ids) if isinstance(ids, Sequence) else frozenset([ids])
+            for place, ids in places.items()
+            if ids is not None
+        }
 
     @property
     def context(self) -> int | None:

@@ -61,8 +61,8 @@ def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any], info:
 def _read_own(value: Any, info: ValidationInfo) -> objectives.Custom:
     if isinstance(value, objectives.Custom):
         return value
-    options = {key: option for key, option in value.items() if key != "estimator"}
-    return objectives.Custom(value["estimator"], options, may_import(info))
+    options = {key: option for key, option in value.items() if key not in ("estimator", "stop")}
+    return objectives.Custom(value["estimator"], options, value.get("stop", "token"), may_import(info))
 
 
 _OPTIONS = {
@@ -90,7 +90,8 @@ def _write_window(value: Any) -> dict[str, Any]:
 
 
 def _write_own(value: objectives.Custom) -> dict[str, Any]:
-    return {"estimator": value.estimator, **value.options}
+    stop = {} if value.stop == "token" else {"stop": value.stop}
+    return {"estimator": value.estimator, **value.options, **stop}
 
 
 Horizon = Annotated[

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hopd.errors import TaskError
+from hopd.model.stop import NO_STOP, Stop
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.tasks.chat import ChatTemplate
 from hopd.tasks.files import PromptFile
@@ -22,7 +23,8 @@ from hopd.tasks.track import track
 @dataclass(frozen=True)
 class PromptSet:
     """Holds a task as a model sees it. `dropped` counts the prompts left out because they were too long, `chat` is the
-    template that rendered them, and `notes` are sentences for a person. Equal prompts share one tensor."""
+    template that rendered them, and `notes` are sentences for a person. `stop` is the recipe's, whose texts are no part
+    of an answer. Equal prompts share one tensor."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -31,6 +33,7 @@ class PromptSet:
     dropped: int = 0
     chat: ChatTemplate | None = None
     notes: tuple[str, ...] = ()
+    stop: Stop = NO_STOP
 
     def score(self, rollout: Rollout) -> float:
         """Returns how correct a rollout's answer is, from 0 to 1."""
@@ -47,8 +50,9 @@ class PromptSet:
         return sha256(repr(asked).encode()).hexdigest()[:16]
 
     def text(self, rollout: Rollout) -> str:
-        """Decodes a rollout without its special tokens."""
-        return str(self.tokenizer.decode(rollout.ids, skip_special_tokens=True))
+        """Decodes a rollout without its special tokens and without the id or text of `stop` that ended it."""
+        ids = rollout.ids[:-1] if self.stop.ids.intersection(rollout.ids[-1:].tolist()) else rollout.ids
+        return self.stop.before(str(self.tokenizer.decode(ids, skip_special_tokens=True)))
 
     def where(self, number: int) -> str:
         """Names a prompt for a person: in a file by its row."""
