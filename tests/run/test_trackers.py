@@ -75,7 +75,7 @@ def test_one_that_raises_is_told_of_once(tmp_path, library):
 
 
 def test_one_that_hangs_does_not_hold_up_the_run(tmp_path, library):
-    released, told = threading.event(), Told()
+    released, told = threading.Event(), Told()
     library.hook = lambda step: released.wait(60)
     track(tmp_path, STEPS, told, patience=0.1)
     assert told == ["the tracker wandb does not answer: it may lack steps, metrics.jsonl has them"]
