@@ -27,4 +27,4 @@ def test_evaluate_names_its_own_arguments(arguments: dict[str, int]) -> None:
     model = hopd.load("package:hopd/quickstart/student")
     prompts = encode(RepeatedAddition(1, 2), model.tokenizer, chat=False, max_tokens=40)
     with pytest.raises(RecipeError, match=f"{list(arguments)[-1]} must be at least 1, got 0"):
-        hopd.evaluate(hopd.NativeEngine(model), prompts, sampling=hopd.Sampling(), **arguments)  # type: ignore[arg-type]
+        hopd.evaluate(hopd.NativeEngine(model), prompts, sampling=hopd.Sampling(), **arguments)

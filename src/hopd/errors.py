@@ -4,7 +4,6 @@ import difflib
 import signal
 from collections.abc import Iterable
 
-
 # Sentences name arguments of Python; at the command line a person has these options instead.
 OPTIONS = {"resume=True": "--resume", "(name=...)": "(--set name=...)", "out=...": "--out"}
 

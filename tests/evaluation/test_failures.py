@@ -1,7 +1,9 @@
 """Answers that a check cannot score, in whole runs: counted, never fatal, never NaN."""
 
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ TOWER = "9^{9^{9^{9}}}"
 
 
 @pytest.fixture
-def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The tiny recipe, evaluated by a check that lies beside it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "failing.py").write_text(CHECKS, encoding="utf-8")
@@ -87,8 +89,6 @@ def test_answers_that_math_cannot_read_are_counted_before_the_run(recipe: Path, 
 def test_two_processes_find_what_one_finds(recipe: Path, command: Any, process: Any) -> None:
     assert command("train", recipe).code == 0
     alone = read(recipe, "evaluations")
-    import subprocess
-
     program = ["-m", "hopd", "train", str(recipe), "--set", "name=two", "--set", "training.steps=1"]
     ended = subprocess.run(launched(2, program), capture_output=True, text=True, cwd=recipe.parent)
     assert ended.returncode == 0, ended.stderr
