@@ -1,6 +1,7 @@
 """Answers that a check cannot score, in whole runs: counted, never fatal, never NaN."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,8 +89,6 @@ def test_answers_that_math_cannot_read_are_counted_before_the_run(recipe: Path, 
 def test_two_processes_find_what_one_finds(recipe: Path, command: Any, process: Any) -> None:
     assert command("train", recipe).code == 0
     alone = read(recipe, "evaluations")
-    import subprocess
-
     program = ["-m", "hopd", "train", str(recipe), "--set", "name=two", "--set", "training.steps=1"]
     ended = subprocess.run(launched(2, program), capture_output=True, text=True, cwd=recipe.parent)
     assert ended.returncode == 0, ended.stderr
