@@ -8,7 +8,7 @@ import torch
 
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel, load
-from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
+from hopd.model.adapters import NAME, add_adapters, describe_adapters, has_adapters, merge
 from hopd.model.vocabulary import share_vocabulary
 from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
 from hopd.rollout import Stream, fold
@@ -36,8 +36,10 @@ def load_models(
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
     student = load_saved(recipe, checkpoint, place) if checkpoint else load_source(recipe.student, place, torch.float32)
+    notes = []
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
+        notes = describe_adapters(student)
     elif has_adapters(student.model):
         merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
@@ -50,7 +52,7 @@ def load_models(
         teachers = {name: load_source(source, device, precision) for name, source in local.items()}
     else:
         teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
-    return Models(student, teachers, share_vocabulary(student, list(teachers.values())))
+    return Models(student, teachers, notes + share_vocabulary(student, list(teachers.values())))
 
 
 def load_saved(recipe: Recipe, directory: Path, device: torch.device | str = "cpu") -> LanguageModel:

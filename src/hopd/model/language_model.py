@@ -90,6 +90,13 @@ class LanguageModel:
         return int(getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0))
 
     @property
+    def experts(self) -> int:
+        """Returns how many experts a layer of a mixture routes to, or 0 for a model without them."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        count = next((count for name in names if (count := getattr(self.config, name, None))), 0)
+        return int(max(count) if isinstance(count, Sequence) else count)
+
+    @property
     def device(self) -> torch.device:
         """Returns the device of the model's parameters."""
         device: torch.device = self.model.device
