@@ -25,6 +25,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
     "minicpm3": {**LATENT, "num_key_value_heads": 4},
+    "mamba": {"state_size": 8},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "falcon_mamba": {"state_size": 8},
+    "bamba": {
+        "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 8},
+    "minimax": {"num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
     "phi3": {},
     "gpt2": {"n_positions": 64},
     "llama": {"tie_word_embeddings": True},
@@ -35,7 +43,7 @@ def tiny(kind: str, **changes: Any) -> PreTrainedModel:
     """Returns a model of this architecture whose matrices are large enough for logits of several nats."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SIZE | KINDS.get(kind, {}) | changes)
-    model = AutoModelForCausalLM.from_config(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         parameter.data.mul_(3.0 if parameter.dim() > 1 else 1.0)
     return model

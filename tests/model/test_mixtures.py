@@ -1,6 +1,7 @@
 """Tests adapters of mixtures of experts, whose experts are one tensor, and of other layers that are no plain linear."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_merged_weights_are_those_of_the_plain_model_and_compute_the_same(tmp_pa
 
 def test_a_layer_that_two_places_share_is_merged_in_both(tmp_path):
     model = load(save(tiny("llama"), tmp_path / "base"))
-    layers = model.backbone.layers
+    layers: Any = model.backbone.layers
     layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
     layers[1].mlp = layers[0].mlp
     add_adapters(model, 4, 8, ["gate_proj", "down_proj"], seed=0)

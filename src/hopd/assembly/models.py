@@ -36,10 +36,10 @@ def load_models(
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
     student = load_saved(recipe, checkpoint, place) if checkpoint else load_source(recipe.student, place, torch.float32)
-    notes = []
+    notes = list(student.notes)
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
-        notes = describe_adapters(student)
+        notes += describe_adapters(student)
     elif has_adapters(student.model):
         merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
@@ -49,9 +49,10 @@ def load_models(
     local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
     teachers: dict[str | None, LanguageModel]
     if teacher is None:
-        teachers = {name: load_source(source, device, precision) for name, source in local.items()}
+        teachers = {name: load_source(source, device, precision, quantised=True) for name, source in local.items()}
     else:
         teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
+    notes += [note for model in teachers.values() for note in model.notes]
     return Models(student, teachers, notes + share_vocabulary(student, list(teachers.values())))
 
 
@@ -79,14 +80,17 @@ def local_by_name(teacher: Teacher, temperature: float) -> dict[str | None, Loca
     return local
 
 
-def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Loads the model that a section of the recipe names. Raises `ModelError`."""
+def load_source(
+    source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32, quantised: bool = False
+) -> LanguageModel:
+    """Loads the model that a section of the recipe names; `quantised` is as in `load`. Raises `ModelError`."""
     return load(
         source.model,
         dtype=dtype,
         device=device,
         layers=source.layers,
         trust_remote_code=source.trust_remote_code,
+        quantised=quantised,
     )
 
 

@@ -80,7 +80,7 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     if isinstance(parts.recipe.rollout.engine, VllmServers):
         return 0.0
     if isinstance(parts.recipe.rollout.engine, VllmDecoding):
-        return parts.recipe.rollout.engine.memory * _device_memory(student.device)
+        return parts.recipe.rollout.engine.memory * device_memory(student.device)
     longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
     # A layer's cache grows by copying, one layer at a time.
     positions = capacity(longest + tokens, student.device) * (1 + 1 / student.config.num_hidden_layers)
@@ -88,7 +88,8 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     return float(rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies)
 
 
-def _device_memory(device: torch.device) -> float:
+def device_memory(device: torch.device) -> float:
+    """Returns the bytes of a device's memory, free or not."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

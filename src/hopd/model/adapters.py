@@ -22,8 +22,8 @@ from hopd.model.language_model import LanguageModel
 NAME = "default"  # peft's name for the only adapters that a model has here
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base_layer"  # peft's name for the module inside an adapted one
-OTHERS = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "use_qalora", "alora_invocation_tokens")
-"""Names the settings of peft with which adapters are more than a product of two matrices."""
+# Settings of peft with which adapters are more than a product of two matrices.
+OTHERS = "use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "use_qalora", "alora_invocation_tokens"
 
 
 def add_adapters(model: LanguageModel, rank: int, alpha: int, targets: str | Sequence[str], seed: int) -> None:

@@ -35,10 +35,12 @@ class LanguageModel:
         self.forward: Callable[..., Any] = self.backbone  # a sharded model has its own
         self.sharding = Sharding()  # not sharded: this process has all weights
         self.recomputes = False  # gradient checkpointing, in passes with a gradient
+        self.notes: list[str] = []  # what a person should know of how it was loaded
         self._vocabulary: int | None = None
         parameters = inspect.signature(self.backbone.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+        # transformers 5.24 calls past_key_values cache; Mamba has cache_params.
+        self._cache = next((name for name in ("cache", "cache_params") if name in parameters), "past_key_values")
         if self.backbone is model or self.output_layer is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)

@@ -82,8 +82,7 @@ def save(
         unfinished.mkdir(parents=True)
         for place, whole in ((unfinished, weights), (Checkpoint(unfinished, step).average, average)):
             if whole:
-                model.save_pretrained(place, state_dict=whole)
-                tokenizer.save_pretrained(place)
+                save_model(place, model, whole, tokenizer)
         for name, group in tensors.items():
             if group or name not in MAY_LACK:
                 saved = {key: tensor.contiguous() for key, tensor in group.items()}
@@ -103,6 +102,14 @@ def save(
             + "make room and continue with --resume"
         ) from error
     return Checkpoint(final, step)
+
+
+def save_model(
+    place: Path, model: PreTrainedModel, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes a model directory of Hugging Face: of the adapters alone if the model has any."""
+    model.save_pretrained(place, state_dict=weights)
+    tokenizer.save_pretrained(place)
 
 
 def find(directory: Path) -> list[Checkpoint]:
