@@ -50,7 +50,8 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     else:
         # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
         static = trained * (16 + (2 if element == 2 else 0)) + average + frozen * element
-    static += sum(p.numel() * element for teacher in parts.teachers.values() for p in teacher.model.parameters())
+    teachers = {id(teacher): teacher for teacher in parts.teachers.values()}  # some may be one model
+    static += sum(p.numel() * element for teacher in teachers.values() for p in teacher.model.parameters())
     ends = [parts.controller.decide(step) for step in (0, parts.total_steps - 1)]
     if horizon is None:
         horizon = max(decision.longest(recipe.rollout.full_tokens) for decision in ends)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ def _read(where: dict[str, Any], source: str, dtype: torch.dtype) -> PreTrainedM
         )
     read: PreTrainedModel = model
     return read
+
+
+def copied(model: LanguageModel, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
+    """Returns a model with the same weights in memory of its own, as `load` would read them again."""
+    copy = deepcopy(model.model)
+    for tensor in copy.state_dict(keep_vars=True).values():  # other buffers, such as angles, stay in fp32
+        tensor.data = tensor.data.to(dtype)
+    nn.Module.to(copy, device)
+    return LanguageModel(copy, model.tokenizer, model.name)
+
+
+def can_be_copied(model: LanguageModel, dtype: torch.dtype) -> bool:
+    """Tells whether `copied` gives what `load` would: in bf16 transformers keeps some weights of some models in fp32,
+    and a quantised teacher may stay as it is."""
+    kept = any(getattr(model.model, f"_keep_in_fp32_modules{kind}", None) for kind in ("", "_strict"))
+    return not model.notes and not is_adapters(model.name) and (dtype == torch.float32 or not kept)
 
 
 def is_adapters(source: str) -> bool:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,9 @@ def save_model(
     place: Path, model: PreTrainedModel, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Writes a model directory of Hugging Face: of the adapters alone if the model has any."""
-    model.save_pretrained(place, state_dict=weights)
+    with warnings.catch_warnings():  # peft looks for the base's config where only hopd can: package:NAME/PATH
+        warnings.filterwarnings("ignore", message="Could not find a config file in", module="peft")
+        model.save_pretrained(place, state_dict=weights)
     tokenizer.save_pretrained(place)
 
 

@@ -19,7 +19,7 @@ KINDS = ["deepseek_v3", "minicpm3", "mamba", "mamba2", "falcon_mamba", "bamba", 
 
 def model_of(kind, dtype=torch.float32):
     tokenizer = AutoTokenizer.from_pretrained(str(resolve(QUICKSTART)))
-    return LanguageModel(tiny(kind).to(dtype), tokenizer, kind)  # type: ignore[arg-type]
+    return LanguageModel(tiny(kind).to(dtype), tokenizer, kind)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:transformers")
