@@ -46,10 +46,11 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
         device=processes.device,
         layers=recipe.student.layers if is_adapters(source) else None,
         trust_remote_code=recipe.student.trust_remote_code,
+        quantised=True,
     )
     teacher = None
     if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
-        teacher = load_source(recipe.teacher, processes.device)
+        teacher = load_source(recipe.teacher, processes.device, quantised=True)
         share_vocabulary(student, [teacher])
     end_at(recipe, student, *([teacher] if teacher else []))
     evaluator = build_evaluator(recipe, student, teacher, processes)

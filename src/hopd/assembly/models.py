@@ -8,7 +8,8 @@ import torch
 
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel, load
-from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
+from hopd.model.adapters import NAME, add_adapters, describe_adapters, has_adapters, merge
+from hopd.model.loading import can_be_copied, copied, resolve
 from hopd.model.stop import Stop
 from hopd.model.vocabulary import check_ends, share_vocabulary
 from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
@@ -38,23 +39,49 @@ def load_models(
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
     student = load_saved(recipe, checkpoint, place) if checkpoint else load_source(recipe.student, place, torch.float32)
+    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    read = {} if checkpoint else {_key(recipe.student): student}
+    teachers = _given(teacher, recipe) if teacher else _load_teachers(recipe, device, precision, read)
+    notes = list(student.notes)
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
+        notes += describe_adapters(student)
     elif has_adapters(student.model):
         merge(student)
-    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    different = list({id(model): model for model in teachers.values()}.values())
+    notes += [note for model in different for note in model.notes]
+    end_at(recipe, student, *different)
+    notes += share_vocabulary(student, different) + check_ends(student, _chats(recipe))
+    return Models(student, teachers, notes)
+
+
+def _load_teachers(
+    recipe: Recipe, device: torch.device | str, dtype: torch.dtype, read: dict[tuple[object, ...], LanguageModel]
+) -> dict[str | None, LanguageModel]:
+    """Loads the recipe's local teachers by name. Those with the same weights are one model; one with those of the
+    student, which `read` may hold as they were read, is a copy."""
     sources: dict[str | None, TeacherSource] = dict(recipe.teachers.items())
     if recipe.teacher:
         sources[None] = recipe.teacher
-    local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
-    teachers: dict[str | None, LanguageModel]
-    if teacher is None:
-        teachers = {name: load_source(source, device, precision) for name, source in local.items()}
-    else:
-        teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
-    end_at(recipe, student, *teachers.values())
-    notes = share_vocabulary(student, list(teachers.values()))
-    return Models(student, teachers, notes + check_ends(student, _chats(recipe)))
+    made: dict[tuple[object, ...], LanguageModel] = {}
+    for source in sources.values():
+        if isinstance(source, ModelSource) and (key := _key(source)) not in made:
+            same = read.get(key)
+            made[key] = (
+                copied(same, device, dtype)
+                if same and can_be_copied(same, dtype)
+                else load_source(source, device, dtype, quantised=True)
+            )
+    return {name: made[_key(source)] for name, source in sources.items() if isinstance(source, ModelSource)}
+
+
+def _given(teacher: Teacher, recipe: Recipe) -> dict[str | None, LanguageModel]:
+    return {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
+
+
+def _key(source: ModelSource) -> tuple[object, ...]:
+    """Returns the same for sections of a recipe that name the same weights."""
+    return resolve(source.model).absolute(), tuple(source.layers or ()), source.trust_remote_code
 
 
 def end_at(recipe: Recipe, student: LanguageModel, *teachers: LanguageModel) -> None:
@@ -93,14 +120,17 @@ def local_by_name(teacher: Teacher, temperature: float) -> dict[str | None, Loca
     return local
 
 
-def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Loads the model that a section of the recipe names. Raises `ModelError`."""
+def load_source(
+    source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32, quantised: bool = False
+) -> LanguageModel:
+    """Loads the model that a section of the recipe names; `quantised` is as in `load`. Raises `ModelError`."""
     return load(
         source.model,
         dtype=dtype,
         device=device,
         layers=source.layers,
         trust_remote_code=source.trust_remote_code,
+        quantised=quantised,
     )
 
 

@@ -15,6 +15,7 @@ from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
+from hopd.forecast.read_back import check_saved
 from hopd.forecast.stop_mass import compare_ends
 from hopd.objective import Detail, StopClass
 from hopd.recipe import Recipe
@@ -50,6 +51,7 @@ def preflight(parts: Parts) -> Iterator[str]:
     yield _check_real_step(parts, rollouts)
     yield f"memory: {estimate_memory(parts)}"
     yield _check_disk(parts)
+    yield check_saved(parts)
 
 
 def _counted(prompts: PromptSet, recipe: Recipe) -> str:

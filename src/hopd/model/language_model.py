@@ -37,10 +37,12 @@ class LanguageModel:
         self.sharding = Sharding()  # not sharded: this process has all weights
         self.recomputes = False  # gradient checkpointing, in passes with a gradient
         self.stop = NO_STOP  # what ends a response besides the model's own ends: a recipe's rollout.stop
+        self.notes: list[str] = []  # what a person should know of how it was loaded
         self._vocabulary: int | None = None
         parameters = inspect.signature(self.backbone.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+        # transformers 5.24 calls past_key_values cache; Mamba has cache_params.
+        self._cache = next((name for name in ("cache", "cache_params") if name in parameters), "past_key_values")
         if self.backbone is model or self.output_layer is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)
@@ -101,6 +103,13 @@ class LanguageModel:
         """Returns the width of an attention head, or 0 for a model without attention."""
         heads = getattr(self.config, "num_attention_heads", None)
         return int(getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0))
+
+    @property
+    def experts(self) -> int:
+        """Returns how many experts a layer of a mixture routes to, or 0 for a model without them."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        count = next((count for name in names if (count := getattr(self.config, name, None))), 0)
+        return int(max(count) if isinstance(count, Sequence) else count)
 
     @property
     def device(self) -> torch.device:

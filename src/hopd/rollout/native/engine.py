@@ -18,6 +18,7 @@ from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.acceleration import TokenDecoder, decoding, decoding_note
+from hopd.rollout.native.agreement import check_agreement
 from hopd.rollout.native.cache import has_rows, row_of
 from hopd.rollout.native.mask import DecodingMask
 from hopd.rollout.native.prefix import Prefix, prefixes, read
@@ -58,7 +59,8 @@ class NativeEngine(Engine):
             return self._extend(stretches, sampling) if stretches else []
 
     def check(self, longest: int) -> list[str]:
-        """Returns how tokens are decoded."""
+        """Returns how tokens are decoded. Raises `ModelError` for a model that decodes otherwise than it learns."""
+        check_agreement(self, self.model)
         return [decoding_note(self.model)]
 
     def _extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
