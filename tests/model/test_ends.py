@@ -1,5 +1,7 @@
 """Files that name different ends, and models that end by different ids, are pointed out before a run."""
 
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
@@ -25,7 +27,12 @@ def make(path, prefers=1, ends=(1, 2)):
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "additional_special_tokens": ["<end>"]}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     tokenizer.chat_template = TEMPLATE
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = PhiConfig(vocab_size=len(TOKENS), max_position_embeddings=64, eos_token_id=[1, 2], **size)
     model = PhiForCausalLM(config)
     model.lm_head.bias.data[prefers] = 3.0
