@@ -77,14 +77,14 @@ class PromptFile:
         """Yields number and values of each row that is used, and counts the others by the reason. Equal prompts, of
         which there may be very many, are one object."""
         columns = None if self.keeps else [column for column in self.columns.values() if column]
-        prompts, seen = dict[Any, Any](), set[Any]()
+        prompts, seen, content_of = dict[Any, Any](), set[Any](), json.JSONEncoder(default=str).encode
         for number, row in enumerate(track(read(self.path, self.split, self.config, columns), f"reading {self.path}")):
             if not self._keeps(number, row):
                 left_out[f"{self.filter} does not keep them"] += 1
                 continue
             values = {role: self._value(number, row, role) for role in self.columns}
             prompt = values["prompt"]
-            key = prompt if isinstance(prompt, str) else (json.dumps(prompt, default=str),)
+            key = prompt if isinstance(prompt, str) else (content_of(prompt),)
             values["prompt"] = prompts.setdefault(key, prompt)
             if self.unique and (key, str(values["teacher"])) in seen:
                 left_out["their prompts came before (unique)"] += 1

@@ -35,12 +35,13 @@ def find(row: Mapping[str, Any], column: str) -> Any:
     name has the dot wins. Below a value that is null all is null. Raises `KeyError` for a column that is not there."""
     if column in row:
         return row[column]
-    for end in reversed([place for place, letter in enumerate(column) if letter == "."]):
-        head, tail = column[:end], column[end + 1 :]
+    head = column
+    while "." in head:
+        head = head.rpartition(".")[0]
         if head in row and row[head] is None:
             return None
         if isinstance(row.get(head), Mapping):
-            return find(row[head], tail)
+            return find(row[head], column[len(head) + 1 :])
     raise KeyError(column)
 
 
