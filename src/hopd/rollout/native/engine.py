@@ -60,7 +60,7 @@ class NativeEngine(Engine):
 
     def check(self, longest: int) -> list[str]:
         """Returns how tokens are decoded. Raises `ModelError` for a model that decodes otherwise than it learns."""
-        check_agreement(self, self.model)
+        check_agreement(NativeEngine(self.model, self.rows), self.model)
         return [decoding_note(self.model)]
 
     def _extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
