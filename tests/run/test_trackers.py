@@ -4,6 +4,7 @@ import importlib.util
 import sys
 import threading
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from hopd.run.trackers import Trackers
 STEPS = [(step, {"loss": step / 2, "name": "no number"}) for step in range(1, 5)]
 
 
-class Told(list):
+class Told(list[str]):
     def __call__(self, text):
         self.append(text)
 
@@ -20,7 +21,7 @@ class Told(list):
 @pytest.fixture
 def library(monkeypatch):
     """A stand-in for wandb, which needs a server, that keeps what it is given."""
-    module = ModuleType("wandb")
+    module: Any = ModuleType("wandb")
     module.runs = []
 
     class Run:
