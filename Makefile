@@ -12,8 +12,9 @@ LOWEST := tests/recipe tests/objective tests/tasks tests/rollout/native tests/re
 demo: .venv/.installed
 	$(BIN)/hopd demo
 
+# Two files at a time, each in one process, so that what its tests share is made once.
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # With the oldest packages that pyproject.toml allows, but for torch, which is the release above; their warnings are no
 # errors.

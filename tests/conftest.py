@@ -12,11 +12,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 import tests.shapes  # the hook looks it up by name
 
 install_import_hook("hopd", f"{tests.shapes.checked.__module__}.checked")  # before anything of hopd is imported
+
+# How long an example takes says how busy the machine is, and nothing about hopd.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 TINY = """
 name: tiny

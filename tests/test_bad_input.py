@@ -229,7 +229,7 @@ def test_a_prompts_file_without_rows_is_refused(refused, tiny, tmp_path):
 def test_a_prompt_that_is_too_long_is_an_error_where_the_recipe_says_so(refused, tiny, tmp_path):
     rows = [{"prompt": "1" * 8}] * 4 + [{"prompt": "1" * 12}]
     settings = sets(prompt_file(tmp_path / "p.jsonl", *rows), "rollout.prompt_tokens=8", "rollout.too_long=error")
-    assert "prompt 4 has 12 tokens, more than the limit of 8" in refused("train", tiny, *settings)
+    assert "p.jsonl, row 5 has 12 tokens, more than the limit of 8" in refused("train", tiny, *settings)
 
 
 def test_prompts_that_are_all_too_long_are_an_error_though_long_ones_are_dropped(refused, tiny):

@@ -160,7 +160,89 @@ def test_a_custom_task_without_problems_is_an_error(module: Callable[..., str]) 
 def test_the_command_finds_a_task_in_the_current_directory(module: Callable[..., str], tmp_path: Path) -> None:
     recipe_file = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
     task = f"--set=task={{source: {module()}:Sokoban, sise: 40}}"
-    command = [sys.executable, "-P", "-m", "hopd", "check", "--without-weights", str(recipe_file), task]
+    command = [sys.executable, "-P", "-m", "hopd", "check", str(recipe_file), task]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
     assert "task 'own_game:Sokoban' has no option 'sise' (did you mean 'size'?)" in ended.stderr
+
+
+CHECK = "def right(response, answer):\n    return 1.0\n\ndef alone(response):\n    return 1.0\n\nWORD = 'right'\n"
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Writes a recipe and the module `own_rewards` into one directory, where nobody works, and returns the recipe."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name: str, text: str = CHECK, **changes: Any) -> Path:
+        place = tmp_path / name
+        place.mkdir()
+        (place / "own_rewards.py").write_text(text, encoding="utf-8")
+        content = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text("utf-8"))
+        content |= {"task": {"source": "file", "path": "no.jsonl", "check": "own_rewards:right"}} | changes
+        (place / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return place / "recipe.yaml"
+
+    yield write
+    sys.modules.pop("own_rewards", None)
+
+
+def test_a_module_beside_the_recipe_is_found_before_any_model_is_loaded(beside: Callable[..., Path]) -> None:
+    path = beside("one", student={"model": "no-such-model"})
+    assert Recipe.load(path).task.check == "own_rewards:right"  # type: ignore[union-attr]
+    with pytest.raises(RecipeError, match=r"check 'own_rewards:rigth': own_rewards .*did you mean 'right'"):
+        Recipe.load(path, ["task.check=own_rewards:rigth"])
+    with pytest.raises(RecipeError, match=r"check must be one of math, exact, or module:function; got 'maths'"):
+        Recipe.load(path, ["task.check=maths"])
+
+
+def test_a_module_that_lies_in_two_places_is_named(beside: Callable[..., Path]) -> None:
+    Recipe.load(beside("one"))
+    with pytest.raises(RecipeError, match=r"task\.check 'own_rewards:right': the module own_rewards is .*/two/.*/one/"):
+        Recipe.load(beside("two"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("alone", r"is called with response, answer, by position, and takes \(response\)"),
+        ("WORD", "is no function but str; name one that takes response, answer"),
+    ],
+)
+def test_a_check_that_cannot_be_called_is_an_error(beside: Callable[..., Path], name: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        Recipe.load(beside("one"), [f"task.check=own_rewards:{name}"])
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "raise SystemExit('usage: …')", "x = undefined"])
+def test_a_module_that_raises_anything_is_an_error_with_the_line(beside: Callable[..., Path], text: str) -> None:
+    with pytest.raises(RecipeError, match=r"own_rewards cannot be imported: .*\(own_rewards\.py, line 1\)"):
+        Recipe.load(beside("one", text))
+
+
+def test_a_class_that_raises_anything_is_an_error_with_the_line(beside: Callable[..., Path]) -> None:
+    text = "class Bad:\n    def __init__(self):\n        raise KeyError('size')\n"
+    with pytest.raises(RecipeError, match=r"horizon 'own_rewards:Bad' cannot be made of {}: KeyError: 'size' \(own_re"):
+        Recipe.load(beside("one", text, horizon={"controller": "own_rewards:Bad"}, task={"source": "addition"}))
+
+
+def test_check_without_weights_imports_no_code_and_lists_it(beside: Callable[..., Path]) -> None:
+    own = {
+        "horizon": {"controller": "own_rewards:Grows", "by": 2},
+        "window": {"kind": "own_rewards:Middle"},
+        "objective": {"estimator": "own_rewards:Alpha"},
+        "teacher": {"source": "own_rewards:Mine"},
+    }
+    path = beside("one", "open('was_imported', 'w')", **own)
+    command = [sys.executable, "-W", "error", "-m", "hopd", "check", "--without-weights", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+    assert ended.returncode == 0, ended.stderr
+    assert not (path.parent / "was_imported").exists()
+    for name, key in [
+        ("right", "task.check"),
+        ("Grows", "horizon.controller"),
+        ("Middle", "window.kind"),
+        ("Alpha", "objective.estimator"),
+        ("Mine", "teacher.source"),
+    ]:
+        assert f"a run imports own_rewards:{name} ({key}); not checked here" in ended.stdout

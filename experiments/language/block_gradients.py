@@ -20,6 +20,7 @@ from experiments.language.two_phase import TWO_PHASE
 from hopd.analysis.probe import Answers, answer
 from hopd.horizon import Gradients
 from hopd.objective.loss import distillation_loss
+from hopd.objective.stop_class import StopClass
 from hopd.recipe import Recipe
 from hopd.rollout import FinishReason, Rollout, pack
 from hopd.teacher import LocalTeacher
@@ -120,11 +121,12 @@ def _by_tenth(answers: Answers, rollout: Rollout, parameters: Sequence[Tensor], 
     (batch,) = pack([rollout], [(0, rollout.length)], 1, student.device)
     signal = LocalTeacher(answers.teacher, temperature).score(batch)
     hidden = batch.states(student.hidden(batch.ids))
-    gradients = []
+    objective, gradients = answers.recipe.objective, []
+    stop = StopClass.of(objective, student.stop_ids, student.head.vocabulary)
     for start, end in pairwise(edges):
         inside = (batch.at.position >= start) & (batch.at.position < end)
         at = replace(batch.at, weight=inside.float())
-        total, _ = distillation_loss(answers.recipe.objective, student.head, hidden, signal, at, temperature)
+        total, _ = distillation_loss(objective, student.head, hidden, signal, at, temperature, stop=stop)
         found = torch.autograd.grad(total, parameters, retain_graph=True)
         gradients.append(torch.cat([gradient.flatten() for gradient in found]).cpu())
     return torch.stack(gradients)

@@ -6,6 +6,7 @@ a policy its own task to at least 99 % success, and never by looking at distilla
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +48,20 @@ class Course:
         seen = velocity if self.inertia else position / DISTANCE
         return torch.cat([torch.full((rows, 1), self.task), seen, torch.full((rows, 1), t / STEPS)], dim=-1)
 
-    @torch.no_grad()
     def sample(self, policy: Policy, rollouts: int, tokens: int, generator: torch.Generator) -> "Trajectories":
         """Samples the first `tokens` actions of each rollout from the policy."""
-        position, velocity, memory = torch.zeros(rollouts, 2), torch.zeros(rollouts, 2), policy.memory()
-        observations, actions, positions = [], [], []
-        for t in range(tokens):
+        return self.extend(policy, Trajectories.begin(rollouts), tokens, generator)
+
+    @torch.no_grad()
+    def extend(self, policy: Policy, taken: "Trajectories", tokens: int, generator: torch.Generator) -> "Trajectories":
+        """Samples `tokens` further actions of each rollout from the policy, which reads what went before anew."""
+        parts = [list(part.unbind(1)) for part in vars(taken).values()]
+        observations, actions, positions, velocities = parts
+        memory, none = policy.memory(), torch.zeros(len(taken.actions), 2)
+        for seen in observations:
+            policy.step(seen, memory)
+        position, velocity = (positions[-1], velocities[-1]) if positions else (none, none)
+        for t in range(len(actions), len(actions) + tokens):
             observations.append(self.observe(position, velocity, t))
             mean, std = policy.step(observations[-1], memory)
             actions.append(mean + std * torch.randn(mean.shape, generator=generator))
@@ -60,7 +69,8 @@ class Course:
             velocity = velocity + moved if self.inertia else moved
             position = position + velocity
             positions.append(position)
-        return Trajectories(*(torch.stack(parts, dim=1) for parts in (observations, actions, positions)))
+            velocities.append(velocity)
+        return Trajectories(*(torch.stack(part, dim=1) for part in parts))
 
     def distance(self, positions: Float[Tensor, "R T 2"]) -> Float[Tensor, "R T"]:
         """Returns the distance of each position from the target."""
@@ -80,11 +90,31 @@ class Course:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Holds what a policy observed, what it did, and where each action led."""
+    """Holds what a policy observed, what it did, where each action led, and at what velocity."""
 
     observations: Float[Tensor, "R T 4"]
     actions: Float[Tensor, "R T 2"]
     positions: Float[Tensor, "R T 2"]
+    velocities: Float[Tensor, "R T 2"]
+
+    @classmethod
+    def begin(cls, rollouts: int) -> "Trajectories":
+        """Returns rollouts that have no action yet."""
+        return cls(*(torch.zeros(rollouts, 0, numbers) for numbers in (4, 2, 2, 2)))
+
+    @classmethod
+    def together(cls, groups: Sequence["Trajectories"]) -> "Trajectories":
+        """Returns all rollouts of groups that are equally long."""
+        columns = zip(*(vars(group).values() for group in groups), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def length(self) -> int:
+        """Returns how many actions each rollout has."""
+        return self.actions.shape[1]
 
 
 def places(rollouts: int, tokens: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:

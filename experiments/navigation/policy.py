@@ -178,6 +178,11 @@ class TransformerPolicy(nn.Module):
         self.decoder = nn.ModuleList(_Layer(cross=True) for _ in range(2))
         self.norm, self.heads = nn.LayerNorm(WIDTH), _Heads(scale)
 
+    @property
+    def last_matrix(self) -> nn.Linear:
+        """Returns the decoder's last matrix, behind which observations no longer mix."""
+        return cast(nn.Linear, cast(_Layer, self.decoder[-1]).feed[-1])
+
     def memory(self) -> "_Memory":
         return _Memory([[] for _ in self.decoder])
 

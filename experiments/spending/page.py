@@ -56,6 +56,19 @@ def shown(runs: Sequence[dict[str, Any]]) -> str:
     return interval(scores) if len(scores) > 1 else f"{100 * scores[0]:.1f} %"
 
 
+def margin(runs: Runs, spend: str) -> str:
+    """Writes half the width of a 95 % confidence interval of the points over OPD, over all problems and seeds, where
+    both were tested."""
+    if not all("test" in run for name in (spend, "OPD") for run in runs[name]):
+        return ""
+    variance = 0.0
+    for name in (spend, "OPD"):
+        problems = TEST * len(runs[name])
+        share = (problems * mean([score(run) for run in runs[name]]) + 1) / (problems + 2)  # never quite 0 or 1
+        variance += share * (1 - share) / problems
+    return f" ± {100 * 1.96 * variance**0.5:.1f}"
+
+
 def to_target(runs: Runs, spend: str) -> list[dict[str, Any] | None]:
     """Returns, for each seed, the first evaluation within a point of OPD's last two; None if there is none."""
     reached = []
@@ -112,7 +125,7 @@ def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:
 
     def over(spend: str) -> str:
         return ", ".join(
-            f"{case} {100 * (accuracy(case, spend) - accuracy(case, 'OPD')):+.1f}"
+            f"{case} {100 * (accuracy(case, spend) - accuracy(case, 'OPD')):+.1f}{margin(runs[case], spend)}"
             for case in cases
             if spend in runs[case]
         )

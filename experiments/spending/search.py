@@ -9,6 +9,7 @@ from experiments.spending.spend import Spend
 
 RATES = (1e-4, 2e-4, 5e-5, 4e-4)
 SEEDS = (0, 1, 2)
+ONE_SETTING = "adaptive"
 
 
 def searching(spends: Callable[[Case], dict[str, Spend]], cases: Sequence[Case]) -> list[Job]:
@@ -18,14 +19,22 @@ def searching(spends: Callable[[Case], dict[str, Spend]], cases: Sequence[Case])
 
 def chosen(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
     """Returns the best rate by case and spend: that with the highest accuracy on the validation problems, the mean of
-    the last two evaluations; of equals the lowest."""
-    best: dict[tuple[str, str], tuple[float, float]] = {}
+    the last two evaluations; of equals the lowest. The adaptive controller has one rate for all cases, the best in the
+    mean over them, so that it has one setting."""
+    found: dict[tuple[str, str], dict[float, float]] = {}
     for line in results:
         if "curve" in line and not line["tested"]:
             last = [point["accuracy"] for point in line["curve"][-2:]]
-            found, key = (sum(last) / len(last), -line["rate"]), (line["case"], line["spend"])
-            best[key] = max(best.get(key, (-1.0, 0.0)), found)
-    return {key: -rate for key, (_, rate) in best.items()}
+            found.setdefault((line["case"], line["spend"]), {})[line["rate"]] = sum(last) / len(last)
+    together = [accuracies for (_, spend), accuracies in found.items() if spend == ONE_SETTING]
+    tried = [rate for rate in RATES if together and all(rate in accuracies for accuracies in together)]
+    best = max(tried, key=lambda rate: (sum(accuracies[rate] for accuracies in together), -rate), default=None)
+    return {
+        key: best
+        if key[1] == ONE_SETTING and best is not None
+        else max(accuracies, key=lambda rate: (accuracies[rate], -rate))
+        for key, accuracies in found.items()
+    }
 
 
 def comparing(results: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[Job]:

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from hopd import __version__
-from hopd.errors import HopdError, Interrupted, RecipeError
+from hopd.arguments import Overrides, RecipePath, fractions, named_runs
+from hopd.errors import HopdError, Interrupted, RecipeError, with_options
 
 app = typer.Typer(
     name="hopd",
@@ -21,16 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Read this recipe, such as recipes/quickstart.yaml.")
-]
-Overrides = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a recipe key, such as training.steps=10; repeat for more keys."
-    ),
-]
 
 
 @app.command()
@@ -81,18 +72,21 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006
     without_weights: Annotated[
-        bool, typer.Option("--without-weights", help="Check the recipe alone, without loading models or prompts.")
+        bool,
+        typer.Option(
+            "--without-weights", help="Check the recipe alone: load no models or prompts, import no code of yours."
+        ),
     ] = False,
 ) -> None:
     """Check a recipe with its models and data, and run one real step that is rolled back."""
     from hopd.forecast.outlook import check_recipe, existing_run
     from hopd.recipe import Recipe
 
-    loaded = Recipe.load(recipe, overrides)
+    loaded = Recipe.load(recipe, overrides, imports=not without_weights)
     for line in existing_run(loaded):
         typer.echo(line)
     if without_weights:
-        lines = check_recipe(loaded)
+        lines = check_recipe(loaded, imports=False)
     else:
         from hopd.assembly import build
         from hopd.forecast.preflight import preflight
@@ -195,7 +189,7 @@ def segments(
     from hopd.analysis.segments import segments_recipe
     from hopd.recipe import Recipe
 
-    found = segments_recipe(Recipe.load(recipe, overrides), steps, out, _fractions(starts), width)
+    found = segments_recipe(Recipe.load(recipe, overrides), steps, out, fractions(starts), width)
     found.save(out)
     for sentence in found.sentences():
         typer.echo(sentence)
@@ -223,19 +217,11 @@ def continuation(
     from hopd.analysis.continuation import continuation_recipe
     from hopd.recipe import Recipe
 
-    found = continuation_recipe(Recipe.load(recipe, overrides), after, _fractions(ratios), problems)
+    found = continuation_recipe(Recipe.load(recipe, overrides), after, fractions(ratios), problems)
     found.save(out)
     for sentence in found.sentences():
         typer.echo(sentence)
     typer.echo(f"{out}/continuation.json, {out}/continuation.png")
-
-
-def _fractions(text: str) -> list[float]:
-    """Reads numbers separated by commas, and returns them sorted, each once."""
-    try:
-        return sorted({float(number) for number in text.split(",")})
-    except ValueError:
-        raise RecipeError(f"write fractions as numbers separated by commas, such as 0,0.1,0.5; got {text!r}") from None
 
 
 @app.command()
@@ -258,21 +244,11 @@ def compare(
     from hopd.forecast.machine import Machine
     from hopd.run.files import json_text
 
-    compared = run(_named_runs(baseline), _named_runs(other), Machine.parse(machine) if machine else None)
+    compared = run(named_runs(baseline), named_runs(other), Machine.parse(machine) if machine else None)
     for line in compared.lines():
         typer.echo(line)
     if out:
         out.write_text(json_text(asdict(compared), indent=1), encoding="utf-8")
-
-
-def _named_runs(text: str) -> tuple[str, list[Path]]:
-    """Reads NAME=RUN,RUN,…."""
-    name, given, paths = text.partition("=")
-    if not given or not name or not paths:
-        raise RecipeError(
-            f"write NAME=RUN,RUN,… for the runs to compare, such as opd=runs/opd-0,runs/opd-1; got {text!r}"
-        )
-    return name, [Path(path) for path in paths.split(",")]
 
 
 def _version(wanted: bool) -> None:
@@ -300,7 +276,7 @@ def main() -> None:
     try:
         app()
     except HopdError as error:
-        print(f"hopd: {error}", file=sys.stderr)
+        print(f"hopd: {with_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,7 +5,7 @@ step. The first process decides and writes, all of them sample and train.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -59,7 +59,7 @@ class Distiller:
         controller of your own decides on an impossible horizon, `RecipeError` if another process trains the run.
         """
         parts = self.parts
-        with locked(parts.directory, parts.processes) as notes:
+        with closing(parts), locked(parts.directory, parts.processes) as notes:
             for note in notes:
                 parts.recorder.progress.note(note)
             self._resume()
@@ -95,7 +95,7 @@ class Distiller:
             parts.ledger.give_up()
             parts.checkpointer.save(self.step, self.evaluation)
             parts.processes.wait()  # a launcher ends all processes soon after the first has ended
-            error.add_note(f"The {self.step} complete steps are saved: continue with --resume.")
+            error.add_note(f"The {self.step} complete steps are saved: continue with --resume, in Python resume=True.")
 
     def _train_step(self) -> None:
         parts, learner = self.parts, self.parts.learner
@@ -125,7 +125,7 @@ class Distiller:
         self._updating = False
         measured = {"learning_rate": learner.optimizer.learning_rate(self.step - 1), "gradient_norm": norm}
         measured |= statistics.metrics() | learner.remote.metrics() | parts.engine.metrics()
-        parts.recorder.step(self.step, decision, evidence, measured)
+        parts.recorder.step(self.step, decision, evidence, measured, learner.remote.alarm())
 
     def _decide(self) -> Decision:
         """Takes the first process's decision: a controller that looks at a clock may decide otherwise on another."""

@@ -3,6 +3,15 @@
 import difflib
 import signal
 from collections.abc import Iterable
+from pathlib import Path
+
+# Sentences name arguments of Python; at the command line a person has these options instead.
+OPTIONS = {
+    "resume=True": "--resume",
+    "accept_changes=True": "--accept-changes",
+    "(name=...)": "(--set name=...)",
+    "out=...": "--out",
+}
 
 
 class HopdError(Exception):
@@ -64,7 +73,21 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+def with_options(sentence: str) -> str:
+    """Returns a sentence with the command line's options in place of Python's arguments."""
+    for argument, option in OPTIONS.items():
+        sentence = sentence.replace(argument, option)
+    return sentence
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'ratio'?)` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def missing_target(path: Path) -> str | None:
+    """Returns a sentence on a link whose target does not exist, and None for anything else."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which does not exist; copy the file itself (cp -L)"
+    return None

@@ -1,19 +1,22 @@
 """Loads classes and functions of your own, which a recipe names `my.module:Name`. It knows nothing of what they do.
 
-The module must be importable: installed, or in the directory from which `hopd` is run. A class is made from the
-options that the recipe gives beside its name, and they are checked against its signature.
+The module must be importable: installed, beside the recipe, or in the directory from which `hopd` is run. A class is
+made from the options that the recipe gives beside its name, and they are checked against its signature.
 """
 
 import importlib
+import importlib.util
 import inspect
+import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hopd.errors import RecipeError, nearest
+from hopd.errors import HopdError, RecipeError, nearest
 
 # Options that no parameter can be named after, because they are reserved words of Python: by the parameter's name.
 OPTIONS = {"continues": "continue"}
@@ -59,6 +62,47 @@ def load(name: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
+def load_function(name: str, what: str, arguments: Sequence[str]) -> Callable[..., Any]:
+    """Loads a function that is called with `arguments`, by position. Raises `RecipeError`, also if it takes others."""
+    function: Any = load(name, what)
+    takes = ", ".join(arguments)
+    if not callable(function):
+        raise RecipeError(f"{what} {name!r} is no function but {type(function).__name__}; name one that takes {takes}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise RecipeError(
+            f"{what} {name!r} is called with {takes}, by position, and takes {inspect.signature(function)}: {error}"
+        ) from error
+    except ValueError:  # a function written in C, of which nothing is known
+        pass
+    return function  # type: ignore[no-any-return]
+
+
+def find_beside(name: str, directory: Path, what: str) -> None:
+    """Makes the module of `name` importable from `directory`, if it lies there. It imports nothing.
+
+    Raises `RecipeError` if Python would import another module by that name.
+    """
+    module = name.partition(":")[0].partition(".")[0]
+    beside = PathFinder.find_spec(module, [str(directory)]) if module.isidentifier() else None
+    if beside is None or beside.origin is None:
+        return
+    if module in sys.modules:
+        other = getattr(sys.modules[module], "__file__", None)
+    else:
+        found = importlib.util.find_spec(module)
+        other = found.origin if found else None
+    if other is None:
+        sys.path.append(str(directory))  # at the end: it must not shadow what is installed
+        importlib.invalidate_caches()
+    elif not (os.path.exists(other) and os.path.samefile(other, beside.origin)):
+        raise RecipeError(
+            f"{what} {name!r}: the module {module} is {beside.origin}, beside the recipe, and also {other}; give one "
+            "of them another name"
+        )
+
+
 def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: str, given: Collection[str] = ()) -> None:
     """Compares options with the signature of `make`, whose parameters named in `given` are no options.
 
@@ -90,6 +134,10 @@ def construct(make: Callable[..., Any], options: Mapping[str, Any], what: str, *
         return make(**{name: value for name, value in given.items() if name in parameters}, **arguments)
     except TypeError as error:  # a value that cannot be compared with a number
         raise RecipeError(f"{what} cannot be made of {dict(options)}: a value has the wrong type ({error})") from error
+    except (HopdError, AssertionError):
+        raise
+    except Exception as error:  # a class of your own
+        raise RecipeError(f"{what} cannot be made of {dict(options)}: {_described(error)}") from error
 
 
 def build(
@@ -146,12 +194,23 @@ def _import(path: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if _is_part(error.name, path):
             raise RecipeError(
-                f"{what}: there is no module {error.name} in Python's path, nor in the current directory {Path.cwd()}; "
-                "run hopd where the module is, or install it"
+                f"{what}: there is no module {error.name} in Python's path, nor in the current directory {Path.cwd()}, "
+                "nor beside the recipe; run hopd where the module is, put it beside the recipe, or install it"
             ) from error
         raise RecipeError(f"{what}: {path} imports {error.name}, which is not installed") from error
     except (ImportError, SyntaxError) as error:
         raise RecipeError(f"{what}: {path} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module runs when it is imported
+        raise RecipeError(f"{what}: {path} cannot be imported: {_described(error)}") from error
+
+
+def _described(error: BaseException) -> str:
+    """Names an error of code of your own, and the line that raised it."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    where = f" ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})" if last else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{where}"
 
 
 def _is_part(missing: str | None, path: str) -> bool:

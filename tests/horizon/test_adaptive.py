@@ -82,6 +82,25 @@ def test_the_number_of_rollouts_follows_noise_over_signal(noise: float, wanted: 
     assert endings(controller, 120) == pytest.approx(wanted, rel=0.05)
 
 
+@pytest.mark.parametrize("width", [2.5, 90.0, 1e4])
+def test_the_width_of_a_machine_decides_between_tokens_and_steps(width: float) -> None:
+    """The seconds of the same progress are least at the number that it settles on."""
+    controller = Adaptive(T, per_step=200, width=width)
+    run(controller, 300, signal=[0.01] * STRIDES, noise=40.0)
+    ending = endings(controller, 300)
+
+    def seconds(b: float) -> float:
+        return (1 + 40 / b) * (width + STRIDES * b)
+
+    assert all(seconds(ending) <= 1.001 * seconds(other) for other in range(LEAST, 200))
+
+
+@pytest.mark.parametrize("width", [0, -1.0, float("inf"), float("nan")])
+def test_a_width_is_a_positive_number(width: float) -> None:
+    with pytest.raises(RecipeError, match="width must be a positive number"):
+        Adaptive(T, per_step=4, width=width)
+
+
 def test_rollouts_that_end_sooner_need_fewer_slots() -> None:
     controller = Adaptive(T, per_step=32)
     for step in range(200):

@@ -1,17 +1,15 @@
 """Compares every objective, value and gradient, with a plain float64 reference on whole logits."""
 
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hopd.objective import Full, Head, HiddenSignal, LossTokens, Sampled, TopK, distillation_loss
-from hopd.objective.head import CHUNK_BYTES, chunk_bytes_on, chunked_loss
+from hopd.objective.head import chunked_loss
 
 N, D, V, ROWS = 11, 5, 13, 3
 
@@ -36,15 +34,25 @@ def setup(seed=0, scale=1.0, softcap=None, bias=True):
     return hidden, head, HiddenSignal(Head(teacher_weight), teacher_hidden), at
 
 
-def reference(objective, hidden, head, signal, at, temperature=1.0):
-    """Computes the loss position by position, straight from the definitions."""
+def reference(objective, hidden, head, signal, at, temperature=1.0, ends=()):
+    """Computes the loss position by position, straight from the definitions. The probabilities of `ends` are added up
+    first, at the place of the first one; the others are no outcomes any more."""
     logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
     logits = logits * head.scale
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     log_p = torch.log_softmax(logits / temperature, -1)
     log_q = torch.log_softmax(signal.hidden @ signal.head.weight.T / temperature, -1)
+    sampled, own = at.tokens, log_p
+    if ends:
+        outcomes = [v for v in range(V) if v not in ends[1:]]
+        adds = torch.tensor([[float(o == v or (o == ends[0] and v in ends)) for o in outcomes] for v in range(V)])
+        log_p, log_q = ((log.exp() @ adds.double()).log() for log in (log_p, log_q))
+        tokens = torch.tensor([outcomes.index(ends[0] if y in ends else y) for y in sampled.tolist()])
+        at = replace(at, tokens=tokens)
     log_ratios = [float(log_q[n, at.tokens[n]] - log_p[n, at.tokens[n]]) for n in range(N)]
+    # The sampler's log-prob is that of the very token, so the token's is compared with it.
+    to_behaviour = [float(own[n, sampled[n]] - at.behaviour[n]) for n in range(N)]
     total = torch.zeros((), dtype=torch.float64)
     for n in range(N):
         p, q, y = log_p[n].exp(), log_q[n].exp(), at.tokens[n]
@@ -57,10 +65,11 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
             if objective.control_variate:
                 credit += float((p * (log_p[n] - log_q[n])).sum())
             if objective.importance_cap is not None:
-                credit *= min(math.exp(float(log_p[n, y]) - float(at.behaviour[n])), objective.importance_cap)
+                credit *= min(math.exp(to_behaviour[n]), objective.importance_cap)
             loss = -credit * log_p[n, y]
         elif objective.estimator == "top_k":
-            best = torch.sort(log_p[n], descending=True).indices[: objective.k]
+            ranked = log_q[n] if objective.candidates == "teacher" else log_p[n]
+            best = torch.sort(ranked, descending=True).indices[: objective.k]
             s, g = log_p[n][best], log_q[n][best]
             if objective.tail == "paper":
                 w = (s.exp() / s.exp().sum()).detach()
@@ -81,7 +90,7 @@ def reference(objective, hidden, head, signal, at, temperature=1.0):
             loss = objective.beta * (q * (q / m).log()).sum() + (1 - objective.beta) * (p * (p / m).log()).sum()
         if objective.estimator != "sampled" and objective.importance_cap is not None:
             before = [s for s in range(N) if at.row[s] == at.row[n] and at.position[s] < at.position[n]]
-            ratio = math.prod(math.exp(float(log_p[s, at.tokens[s]]) - float(at.behaviour[s])) for s in before)
+            ratio = math.prod(math.exp(to_behaviour[s]) for s in before)
             loss = min(ratio, objective.importance_cap) * loss
         total = total + at.weight[n] * loss
     return total
@@ -229,71 +238,3 @@ def test_a_second_backward_pass_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
-
-
-def test_a_bf16_head_sums_its_chunks_in_float32():
-    """One chunk has a large gradient and many have small ones, which bf16 would round away."""
-    hidden = torch.ones(400, 1, dtype=torch.bfloat16)
-    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    scale = torch.full((400,), 1 / 16)
-    scale[0] = 16.0
-    total, _ = chunked_loss(
-        Head(weight), hidden, lambda logits, rows: (scale[rows] * logits[:, 0], logits), chunk_bytes=8
-    )
-    (gradient,) = torch.autograd.grad(total, [weight])
-    assert float(gradient[0, 0]) == pytest.approx(16 + 399 / 16, rel=0.01)
-
-
-@pytest.mark.parametrize(("gib", "expected"), [(24, 24 * 2**30 // 80), (80, 2**30), (140, 2**30)])
-def test_the_chunk_size_follows_the_memory_of_the_device(monkeypatch, gib, expected):
-    card = SimpleNamespace(total_memory=gib * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    assert chunk_bytes_on(torch.device("cuda")) == expected
-    assert (
-        chunk_bytes_on(torch.device("cpu")) == CHUNK_BYTES == 128 * 2**20
-    )  # on CPUs the size decides the bits of a run
-
-
-def test_a_loss_and_its_teacher_use_the_chunk_size_of_the_device(monkeypatch):
-    hidden, head, signal, _ = setup()
-    seen = []
-
-    def terms(logits, rows):
-        seen.append(rows)
-        return logits.sum(-1), logits[:, :1]
-
-    for module in ("head", "signal"):
-        monkeypatch.setattr(f"hopd.objective.{module}.chunk_bytes_on", lambda device: 4 * V * 3)
-    chunked_loss(head, hidden, terms)
-    assert [rows.stop - rows.start for rows in seen] == [3, 3, 3, 2]
-    assert HiddenSignal(signal.head, signal.hidden).chunk_bytes == 4 * V * 3
-
-
-def test_no_more_than_one_chunk_of_logits_is_held():
-    """No operation returns more than one chunk's logits, of 64 positions, though there are 1,000 positions."""
-    positions, width, vocabulary, chunk = 1000, 4, 64, 64
-    hidden = torch.randn(positions, width, requires_grad=True)
-    head = Head(torch.randn(vocabulary, width, requires_grad=True))
-    seen = []
-
-    def terms(logits, rows):
-        seen.append(logits.shape[0])
-        return logits.square().sum(-1), logits[:, :1]
-
-    with LargestTensor() as largest:
-        loss, _ = chunked_loss(head, hidden, terms, chunk_bytes=chunk * 4 * vocabulary)
-        loss.backward()
-    assert sum(seen) == positions
-    assert largest.elements == chunk * vocabulary
-
-
-class LargestTensor(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation returns inside the block."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, operation, types, given=(), options=None):
-        result = operation(*given, **(options or {}))
-        sizes = [part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return result

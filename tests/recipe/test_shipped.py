@@ -37,6 +37,7 @@ def test_the_packaged_quickstart_is_the_one_in_recipes() -> None:
     packaged = Path(hopd.__file__).parent / "quickstart" / "recipe.yaml"
     (shown,) = [path for path in RECIPES if path.stem == "quickstart"]
     assert packaged.read_bytes() == shown.read_bytes()
+    assert not any(path.is_symlink() for path in (packaged, shown))  # a copy of either directory alone must work
 
 
 def test_there_is_a_recipe_for_each_pair_of_the_paper() -> None:

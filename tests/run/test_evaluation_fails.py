@@ -77,8 +77,8 @@ def test_an_evaluation_that_fails_costs_no_step_and_the_run_goes_on_to_the_same_
     assert "settings of the run so far: evaluation=" in resumed.out
     assert command(*arguments, f"--set=output={tmp_path / 'whole'}").code == 0
     runs = [tmp_path / "runs" / "tiny", tmp_path / "whole" / "tiny"]
-    mine, theirs = (load_file(run / "checkpoints" / "step-000004" / "model.safetensors") for run in runs)
-    assert all(mine[name].equal(theirs[name]) for name in theirs)
+    saved, expected = (load_file(run / "checkpoints" / "step-000004" / "model.safetensors") for run in runs)
+    assert all(saved[name].equal(expected[name]) for name in expected)
     for name in ("evaluations", "scores", "metrics"):
         lines, expected = ([json.loads(line) for line in (run / f"{name}.jsonl").open()] for run in runs)
         assert len(lines) == len(expected)

@@ -71,7 +71,7 @@ def test_a_template_that_writes_the_date_is_a_note_and_compare_gives_the_reason(
 ):
     from hopd.assembly.prompts import build_prompts
     from hopd.model import load
-    from hopd.recipe import FileSource
+    from hopd.recipe import FileSource, RolloutSection
     from hopd.run.marks import changes, prompts_change, prompts_mark
 
     model = load("package:hopd/quickstart/student")
@@ -79,7 +79,11 @@ def test_a_template_that_writes_the_date_is_a_note_and_compare_gives_the_reason(
 
     def mark(template):
         model.tokenizer.chat_template = template
-        return prompts_mark(build_prompts(source, model.tokenizer, 64), source.model_dump(), answers=True)
+        return prompts_mark(
+            build_prompts(source, model, RolloutSection(prompts=1, full_tokens=8, prompt_tokens=64)),
+            source.model_dump(),
+            answers=True,
+        )
 
     today, tomorrow = mark(DATED), mark(DATED.replace("%j %H", "%j1%H"))
     tomorrow["template"] = today["template"]  # as the same template gives on another day

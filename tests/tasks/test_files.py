@@ -1,4 +1,7 @@
 import json
+import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +114,96 @@ def test_a_column_missing_from_one_row_names_that_row(tmp_path: Path) -> None:
         _ = PromptFile(lines(tmp_path / "rows.jsonl", ROWS[0], {"prompt": "a"}), answer="answer").problems
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", None, []])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "  \n",
+        None,
+        [],
+        [{"role": "user", "content": " "}],
+        [{"role": "user", "content": []}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "text", "text": ""}]}],
+    ],
+)
 def test_an_empty_prompt_is_an_error_that_names_the_row(tmp_path: Path, prompt: Any) -> None:
     with pytest.raises(TaskError, match=r"rows\.jsonl, row 2: the prompt is empty"):
         _ = PromptFile(lines(tmp_path / "rows.jsonl", ROWS[0], {"prompt": prompt})).problems
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf, None, "", " ", [], {}, "a\udc00"])
+def test_answers_that_compare_with_nothing_are_counted_with_the_first_row(tmp_path: Path, answer: Any) -> None:
+    path = lines(tmp_path / "rows.jsonl", ROWS[0], *[{"prompt": "a", "answer": answer}] * 3)
+    with pytest.raises(TaskError, match=r"rows\.jsonl, row 2: the answer .* scored wrong \(3 such rows\)"):
+        _ = PromptFile(path, answer="answer").problems
+    assert len(PromptFile(path).problems) == 4  # nobody asks for the answers
+
+
+@pytest.mark.parametrize("judge", [None, 3, ["small"]])
+def test_a_teacher_that_is_no_name_is_an_error_that_names_the_row(tmp_path: Path, judge: Any) -> None:
+    with pytest.raises(TaskError, match="row 2: the teacher must be a name"):
+        _ = PromptFile(
+            lines(tmp_path / "rows.jsonl", ROWS[0], {"prompt": "a", "judge": judge}), teacher="judge"
+        ).problems
+
+
+def test_unique_keeps_the_first_of_equal_prompts_for_each_teacher(tmp_path: Path) -> None:
+    chat = {"prompt": [{"role": "user", "content": "b"}], "judge": "small"}
+    rows = [
+        {"prompt": "a", "judge": "small"},
+        chat,
+        {"prompt": "a", "judge": "large"},
+        chat,
+        {"prompt": "a", "judge": "small"},
+    ]
+    path = lines(tmp_path / "rows.jsonl", *rows)
+    task = PromptFile(path, teacher="judge", unique=True)
+    assert [problem.id for problem in task.problems] == [0, 1, 2]
+    assert task.notes == [f"2 rows of {path} are left out: their prompts came before (unique)"]
+    assert [problem.id for problem in PromptFile(path, unique=True, limit=1).problems] == [0]
+    assert len(PromptFile(path, teacher="judge").problems) == 5
+
+
+@pytest.fixture
+def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "keeping.py").write_text(
+        "def large(row): return row['judge'] == 'large'\n"
+        "def nothing(row): pass\n"
+        "def none(row): return False\n"
+        "def fails(row): return row['answer'] / 2\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("keeping", None)
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_filter_sees_whole_rows_and_a_row_keeps_its_number(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    for path in (lines(tmp_path / "rows.jsonl", *ROWS), str(tmp_path / "rows.parquet")):
+        task = PromptFile(path, filter="keeping:large", limit=1)
+        assert [(problem.id, problem.prompt) for problem in task.problems] == [(1, "2 + 2?")]
+        assert task.notes == [f"1 rows of {path} are left out: keeping:large does not keep them"]
+
+
+@pytest.mark.usefixtures("keeping")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("fails", r"row 1: the filter keeping:fails failed with TypeError: unsupported"),
+        ("nothing", r"row 1: the filter keeping:nothing returned nothing; it must return True"),
+        ("none", r"rows\.jsonl has no rows that keeping:none keeps"),
+    ],
+)
+def test_a_filter_that_cannot_work_is_an_error_that_names_it(tmp_path: Path, name: str, sentence: str) -> None:
+    with pytest.raises(TaskError, match=sentence):
+        _ = PromptFile(lines(tmp_path / "rows.jsonl", *ROWS), filter=f"keeping:{name}").problems
+
+
+def test_a_filter_that_is_not_there_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="filter 'nowhere:keep': there is no module nowhere"):
+        PromptFile(str(tmp_path / "rows.jsonl"), filter="nowhere:keep")
 
 
 def test_a_prompt_that_is_neither_text_nor_messages_is_an_error(tmp_path: Path) -> None:
@@ -189,11 +278,11 @@ def test_a_row_without_an_answer_to_compare_with_is_an_error_and_no_silent_zero(
 def test_the_exact_check_compares_texts_apart_from_white_space_around_them(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", {"prompt": "Half?", "answer": " 0.5"})
     assert scores(path, "exact", "0.5", "\n0.5 ") == [1, 1]
-    assert scores(path, "exact", r"\boxed{0.5}", "0.50", "0. 5", "") == [0, 0, 0, 0]
+    assert scores(path, "exact", r"\boxed{0.5}", "0. 5", "") == [0, 0, 0]
 
 
-def test_the_exact_check_takes_numbers_as_they_are_written(tmp_path: Path) -> None:
-    assert scores(lines(tmp_path / "rows.jsonl", {"prompt": "?", "answer": 7}), "exact", "7", "7.0") == [1, 0]
+def test_the_exact_check_compares_numbers_as_values(tmp_path: Path) -> None:
+    assert scores(lines(tmp_path / "rows.jsonl", {"prompt": "?", "answer": 7}), "exact", "7", "7.0", "7.1") == [1, 1, 0]
 
 
 def test_a_check_of_your_own_is_named_by_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

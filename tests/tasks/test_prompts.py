@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import hopd
 from hopd.assembly.prompts import build_prompts
 from hopd.errors import TaskError
-from hopd.recipe import AdditionSource
+from hopd.recipe import AdditionSource, RolloutSection
 from hopd.rollout.rollout import FinishReason, Rollout
 from hopd.tasks import PromptFile, PromptSet, RepeatedAddition, encode
 
@@ -54,7 +54,7 @@ def test_too_long_prompts_are_dropped_and_counted(
 def test_too_long_prompts_are_an_error_that_names_the_first_where_none_may_be_dropped(
     tokenizer: PreTrainedTokenizerBase, lengths_3_to_7: PromptFile
 ) -> None:
-    with pytest.raises(TaskError, match=r"prompt 1 has 7 tokens, more than the limit of 5; raise rollout\.prompt_toke"):
+    with pytest.raises(TaskError, match=r"row 2 has 7 tokens, more than the limit of 5 \(2 such rows\); raise rollo"):
         encode(lengths_3_to_7, tokenizer, chat=False, max_tokens=5, too_long="error")
     assert encode(lengths_3_to_7, tokenizer, chat=False, max_tokens=7, too_long="error").dropped == 0
 
@@ -95,7 +95,7 @@ def test_messages_without_chat_are_an_error_that_says_what_to_write(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     task = file_of(tmp_path / "rows.jsonl", '{"prompt": [{"role": "user", "content": "1+2"}]}')
-    with pytest.raises(TaskError, match="prompt 0 is a list of chat messages; write chat: true"):
+    with pytest.raises(TaskError, match="row 1 is a list of chat messages; write chat: true"):
         encode(task, tokenizer, chat=False, max_tokens=100)
 
 
@@ -114,7 +114,7 @@ def test_messages_that_the_template_refuses_are_an_error_that_names_the_prompt(
         "{% endif %}{{ message.content }}{% endfor %}"
     )
     task = file_of(tmp_path / "rows.jsonl", f'{{"prompt": {messages}}}')
-    with pytest.raises(TaskError, match="prompt 0"):
+    with pytest.raises(TaskError, match=r"rows\.jsonl, row 1: the chat template refuses its messages"):
         encode(task, tokenizer, chat=True, max_tokens=100)
 
 
@@ -137,8 +137,9 @@ def test_a_rollout_is_scored_by_its_own_problem_on_its_text_without_special_toke
     assert [prompts.score(rollout) for rollout in rollouts] == [0, 1]
 
 
-def test_build_prompts_makes_the_task_that_a_recipe_names(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_build_prompts_makes_the_task_that_a_recipe_names() -> None:
     source = AdditionSource(source="addition", steps=3, size=4, seed=5, held_out=True)
-    prompts = build_prompts(source, tokenizer, max_tokens=10)
+    rollout = RolloutSection(prompts=1, full_tokens=8, prompt_tokens=10)
+    prompts = build_prompts(source, hopd.load("package:hopd/quickstart/student"), rollout)
     assert prompts.task == RepeatedAddition(3, 4, seed=5, held_out=True)
     assert texts(prompts) == [problem.prompt for problem in prompts.task.problems]

@@ -114,6 +114,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(b"<html>a proxy's page</html>", 200, {})
         if kind == "not_finite":
             answered[-1][-1] = {token: entry | {"logprob": float("nan")} for token, entry in answered[-1][-1].items()}
+        elif kind.startswith("masks"):  # an id whose probability is 0, for whatever reason
+            masked = kind.removeprefix("masks")
+            for places in answered:
+                for place in places[1:]:
+                    if masked in place:
+                        place[masked] = place[masked] | {"logprob": -9999.0}
         elif kind == "null":
             answered[-1][-1] = None
         elif kind == "short":

@@ -148,6 +148,10 @@ def test_other_weights_after_a_stop_are_found_by_the_resume(command, recipe, ser
         (["objective.estimator=full"], "write estimator: sampled"),
         (["objective.estimator=top_k"], "candidates: teacher"),
         (["objective={divergence: forward_kl}"], "write estimator: sampled"),
+        (
+            ["objective={estimator: top_k, candidates: teacher, stop: class}", "rollout.stop=[0]"],
+            "log-probs of all ends",
+        ),
         (["rollout.temperature=0.7"], "temperature 1"),
         (["teacher.model=other"], "serves tiny, not 'other'"),
         (["teacher.api_key_env=NOT_SET_9431"], "NOT_SET_9431, which is not set"),

@@ -19,6 +19,7 @@ from hopd.compute.layers import fast_layers
 from hopd.model import LanguageModel
 from hopd.objective import Objective
 from hopd.objective.loss import distillation_loss
+from hopd.objective.stop_class import StopClass
 from hopd.rollout import Rollout, pack
 from hopd.run.files import json_text
 from hopd.teacher import Teacher
@@ -135,12 +136,13 @@ def alignment(
     index_of = {id(rollout): index for index, rollout in enumerate(rollouts)}
     spans = [(0, rollout.length) for rollout in rollouts]
     whole = objective.gamma > 0
+    stop = StopClass.of(objective, student.stop_ids, student.head.vocabulary)
     with _trained_alone(student.model, [watched.layer for watched in sketch.watched]) as weights, sketch.watching():
         for batch in pack(rollouts, spans, tokens_per_batch, student.device, whole_response=whole):
             signal = teacher.score(batch)
             with fast_layers(student.backbone):
                 hidden = batch.states(student.hidden(batch.ids))
-                total, _ = distillation_loss(objective, student.head, hidden, signal, batch.at, temperature)
+                total, _ = distillation_loss(objective, student.head, hidden, signal, batch.at, temperature, stop=stop)
                 torch.autograd.grad(total, weights)
             here = [index_of[id(rollout)] for rollout in batch.rollouts]
             vectors[here] = sketch.vectors(batch).double().cpu().numpy()

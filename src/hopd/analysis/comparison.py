@@ -59,7 +59,9 @@ class Run:
         steps = [line["step"] for line in metrics]
         planned = recipe["training"].get("steps")
         if curve[-1]["step"] != steps[-1] or (planned is not None and steps[-1] < planned):
-            raise RecipeError(f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; hopd train --resume")
+            raise RecipeError(
+                f"{path} is not finished: {steps[-1]} steps of {planned or 'more'}; continue it with resume=True"
+            )
         last = next((line for line in read_lines(path / "scores.jsonl") if line["step"] == steps[-1]), None)
         if last is None:
             raise RecipeError(f"{path} has no scores.jsonl with the scores of each problem: train it again")

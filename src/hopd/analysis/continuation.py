@@ -97,7 +97,7 @@ def continuation_recipe(
     for name, of_student in sources.items():
         models = load_models(of_student.unsharded(), device)
         student, teacher = models.student, models.teachers[None]
-        chosen = build_prompts(settings.task, student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
+        chosen = build_prompts(settings.task, student, recipe.rollout, models.teachers)
         few = replace(chosen, prompts=chosen.prompts[:problems])
         found[name] = continuation(
             student, teacher, few, full, settings.sampling, ratios, settings.samples, recipe.seed, settings.rows
@@ -135,7 +135,8 @@ def continuation(
         begun = [Prompt(i, torch.cat([of.prompt.ids, of.ids[:cut]])) for i, of in open_ended.items()]
         ends = engine.sample(begun, full_tokens - cut, sampling, seed + 1) if begun else []
         whole = dict(enumerate(written)) | {end.prompt.id: _joined(written[end.prompt.id], cut, end) for end in ends}
-        found[ratio] = measure([whole[i] for i in range(len(written))], prompts, prefixes)
+        rollouts = [whole[i] for i in range(len(written))]
+        found[ratio] = measure(rollouts, prompts.check(rollouts), prefixes)
     return found
 
 

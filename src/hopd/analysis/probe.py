@@ -191,7 +191,7 @@ def answer(recipe: Recipe, prompts: int = 64, student: str | None = None) -> Ans
         recipe = recipe.with_changes(student={"model": student})
     device = Processes.start().device
     models = load_models(recipe.unsharded(), device)
-    chosen = build_prompts(recipe.task, models.student.tokenizer, recipe.rollout.prompt_tokens, recipe.rollout.too_long)
+    chosen = build_prompts(recipe.task, models.student, recipe.rollout, models.teachers)
     engine = NativeEngine(models.student, recipe.rollout.rows)
     rollouts = engine.sample(chosen.prompts[:prompts], recipe.rollout.full_tokens, recipe.rollout.sampling, recipe.seed)
     return Answers(recipe, models.student, models.teachers[None], rollouts)

@@ -1,6 +1,8 @@
 """Makes the evaluator of a recipe, for a run or for a model alone."""
 
-from hopd.assembly.models import load_source
+from dataclasses import replace
+
+from hopd.assembly.models import end_at, load_source
 from hopd.assembly.prompts import build_prompts
 from hopd.errors import RecipeError
 from hopd.evaluation import Accuracy, Divergence, Evaluator
@@ -23,7 +25,10 @@ def build_evaluator(
     settings, rollout = recipe.evaluation, recipe.rollout
     if settings is None:
         return None
-    prompts = build_prompts(settings.task, student.tokenizer, rollout.prompt_tokens, rollout.too_long)
+    readers: dict[str | None, LanguageModel] = {}
+    if teacher is not None and settings.measure == "divergence":
+        readers[None] = teacher
+    prompts = replace(build_prompts(settings.task, student, rollout, readers), stop=student.stop)
     engine = engine or NativeEngine(student, settings.rows)
     return Evaluator(settings, prompts, student, rollout.full_tokens, engine, processes, teacher)
 
@@ -41,11 +46,16 @@ def evaluate_model(source: str, recipe: Recipe, greedy: bool = False) -> Accurac
         device=processes.device,
         layers=recipe.student.layers if is_adapters(source) else None,
         trust_remote_code=recipe.student.trust_remote_code,
+        quantised=True,
     )
     teacher = None
     if settings.measure == "divergence" and isinstance(recipe.teacher, ModelSource):
-        teacher = load_source(recipe.teacher, processes.device)
+        teacher = load_source(recipe.teacher, processes.device, quantised=True)
         share_vocabulary(student, [teacher])
+    end_at(recipe, student, *([teacher] if teacher else []))
     evaluator = build_evaluator(recipe, student, teacher, processes)
     assert evaluator is not None
-    return evaluator.run().measure
+    try:
+        return evaluator.run().measure
+    finally:
+        evaluator.close()

@@ -8,8 +8,10 @@ import torch
 
 from hopd.errors import RecipeError
 from hopd.model import LanguageModel, load
-from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
-from hopd.model.vocabulary import share_vocabulary
+from hopd.model.adapters import NAME, add_adapters, describe_adapters, has_adapters, merge
+from hopd.model.loading import can_be_copied, copied, resolve
+from hopd.model.stop import Stop
+from hopd.model.vocabulary import check_ends, share_vocabulary
 from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
 from hopd.rollout import Stream, fold
 from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
@@ -31,26 +33,67 @@ def load_models(
     """Loads the student in fp32, from `checkpoint` if there is one, and the local teachers in the precision of the
     recipe; with a `teacher` of the caller's own none of the recipe's. A student that is to be sharded stays on the CPU.
 
-    Raises `ModelError` if one cannot be loaded, or if vocabularies differ.
+    All of them end where the recipe's `rollout.stop` says, too. Raises `ModelError` if one cannot be loaded, or if
+    vocabularies differ, and `RecipeError` for an end that does not exist.
     """
     # What will be sharded may be too large, whole, for a GPU.
     place = "cpu" if recipe.training.sharding == "fsdp" else device
     student = load_saved(recipe, checkpoint, place) if checkpoint else load_source(recipe.student, place, torch.float32)
+    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    read = {} if checkpoint else {_key(recipe.student): student}
+    teachers = _given(teacher, recipe) if teacher else _load_teachers(recipe, device, precision, read)
+    notes = list(student.notes)
     if recipe.lora:
         _adapt(student, recipe.lora, fold(recipe.seed, Stream.ADAPTERS))
+        notes += describe_adapters(student)
     elif has_adapters(student.model):
         merge(student)
-    precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
+    different = list({id(model): model for model in teachers.values()}.values())
+    notes += [note for model in different for note in model.notes]
+    end_at(recipe, student, *different)
+    notes += share_vocabulary(student, different) + check_ends(student, _chats(recipe))
+    return Models(student, teachers, notes)
+
+
+def _load_teachers(
+    recipe: Recipe, device: torch.device | str, dtype: torch.dtype, read: dict[tuple[object, ...], LanguageModel]
+) -> dict[str | None, LanguageModel]:
+    """Loads the recipe's local teachers by name. Those with the same weights are one model; one with those of the
+    student, which `read` may hold as they were read, is a copy."""
     sources: dict[str | None, TeacherSource] = dict(recipe.teachers.items())
     if recipe.teacher:
         sources[None] = recipe.teacher
-    local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
-    teachers: dict[str | None, LanguageModel]
-    if teacher is None:
-        teachers = {name: load_source(source, device, precision) for name, source in local.items()}
-    else:
-        teachers = {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
-    return Models(student, teachers, share_vocabulary(student, list(teachers.values())))
+    made: dict[tuple[object, ...], LanguageModel] = {}
+    for source in sources.values():
+        if isinstance(source, ModelSource) and (key := _key(source)) not in made:
+            same = read.get(key)
+            made[key] = (
+                copied(same, device, dtype)
+                if same and can_be_copied(same, dtype)
+                else load_source(source, device, dtype, quantised=True)
+            )
+    return {name: made[_key(source)] for name, source in sources.items() if isinstance(source, ModelSource)}
+
+
+def _given(teacher: Teacher, recipe: Recipe) -> dict[str | None, LanguageModel]:
+    return {name: each.model for name, each in local_by_name(teacher, recipe.rollout.temperature).items()}
+
+
+def _key(source: ModelSource) -> tuple[object, ...]:
+    """Returns the same for sections of a recipe that name the same weights."""
+    return resolve(source.model).absolute(), tuple(source.layers or ()), source.trust_remote_code
+
+
+def end_at(recipe: Recipe, student: LanguageModel, *teachers: LanguageModel) -> None:
+    """Lets the models' answers end at the recipe's `rollout.stop` as well. Raises `RecipeError`."""
+    for model in (student, *teachers):
+        model.stop = Stop.of(recipe.rollout.stop, student.tokenizer)
+
+
+def _chats(recipe: Recipe) -> bool:
+    """Tells whether any of the recipe's prompts are chats."""
+    tasks = [recipe.task, *([recipe.evaluation.task] if recipe.evaluation else [])]
+    return any(getattr(task, "chat", False) for task in tasks)
 
 
 def load_saved(recipe: Recipe, directory: Path, device: torch.device | str = "cpu") -> LanguageModel:
@@ -77,14 +120,17 @@ def local_by_name(teacher: Teacher, temperature: float) -> dict[str | None, Loca
     return local
 
 
-def load_source(source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Loads the model that a section of the recipe names. Raises `ModelError`."""
+def load_source(
+    source: ModelSource, device: torch.device | str, dtype: torch.dtype = torch.float32, quantised: bool = False
+) -> LanguageModel:
+    """Loads the model that a section of the recipe names; `quantised` is as in `load`. Raises `ModelError`."""
     return load(
         source.model,
         dtype=dtype,
         device=device,
         layers=source.layers,
         trust_remote_code=source.trust_remote_code,
+        quantised=quantised,
     )
 
 

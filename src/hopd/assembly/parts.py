@@ -55,6 +55,11 @@ class Parts:
     marks: Marks
     overrides: Sequence[str]
 
+    def close(self) -> None:
+        """Ends the processes that the run has started."""
+        if self.evaluator is not None:
+            self.evaluator.close()
+
     def statistics(self) -> StepStatistics:
         """Returns the statistics of a step before it has begun."""
         objective = self.recipe.objective

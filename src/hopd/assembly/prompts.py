@@ -1,12 +1,14 @@
 """Makes the task that a recipe names, and its prompts as a model reads them."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from hopd.recipe import AdditionSource, FileSource, GymSource, TaskPlugin, TaskSource
+from hopd.model import LanguageModel
+from hopd.recipe import AdditionSource, FileSource, GymSource, RolloutSection, TaskPlugin, TaskSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
+from hopd.tasks.findings import check_embedded, findings, read_otherwise
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Task
 from hopd.tasks.prompts import PromptSet, encode
@@ -20,7 +22,7 @@ def build_task(source: TaskSource) -> Task:
         case GymSource():
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():
-            return PromptFile(**source.model_dump(exclude={"source", "chat"}))
+            return PromptFile(**source.model_dump(exclude={"source", "chat", "system", "template"}))
         case TaskPlugin():
             task: Task = source.make()
             return task
@@ -28,9 +30,28 @@ def build_task(source: TaskSource) -> Task:
 
 def build_prompts(
     source: TaskSource,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    too_long: Literal["drop", "error"] = "drop",
+    student: LanguageModel,
+    rollout: RolloutSection,
+    teachers: Mapping[str | None, LanguageModel] | None = None,
 ) -> PromptSet:
-    """Tokenises the task's prompts. Raises `TaskError`."""
-    return encode(build_task(source), tokenizer, chat=source.chat, max_tokens=max_tokens, too_long=too_long)
+    """Tokenises the task's prompts. `teachers`, by name, are those that read them beside the student.
+
+    Raises `TaskError` for what cannot be tokenised, or what one of the models cannot read.
+    """
+    given: dict[str, Any] = {"chat": source.chat}
+    if not isinstance(source, TaskPlugin):
+        given |= {"system": source.system, "options": source.template}
+    task, tokens = build_task(source), rollout.prompt_tokens
+    prompts = encode(task, student.tokenizer, max_tokens=tokens, too_long=rollout.too_long, **given)
+    check_embedded(prompts, prompts.prompts, student.name, _rows(student))
+    notes = list(findings(prompts, student.stop_ids))
+    for name, teacher in (teachers or {}).items():
+        read = [prompt for prompt in prompts.prompts if name is None or prompt.teacher == name]
+        check_embedded(prompts, read, teacher.name, _rows(teacher))
+        notes += read_otherwise(prompts, read, teacher.tokenizer, teacher.name)
+    return replace(prompts, notes=(*prompts.notes, *notes))
+
+
+def _rows(model: LanguageModel) -> int:
+    embedding: Any = model.model.get_input_embeddings()
+    return int(embedding.weight.shape[0])

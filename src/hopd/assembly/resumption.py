@@ -22,7 +22,7 @@ def check_marks(
             if changed and not accepted:
                 raise RecipeError(
                     f"{directory.path} began with something else: {'; '.join(changed)}; put it back, start a new run "
-                    "(--set name=...), or go on with it (--accept-changes)"
+                    "(name=...), or go on with it (accept_changes=True)"
                 )
     return [f"resumed although {sentence}" for sentence in changed] + [f"note: {sentence}" for sentence in daily]
 

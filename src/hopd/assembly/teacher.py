@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hopd.model import LanguageModel
+from hopd.objective import StopClass
 from hopd.recipe import AdaptersOff, Recipe, ServerSource, TeacherPlugin
 from hopd.teacher.local import BaseTeacher, LocalTeacher
 from hopd.teacher.remote import RemoteTeacher
@@ -15,12 +16,13 @@ def build_teacher(
     models: Mapping[str | None, LanguageModel],
 ) -> Teacher:
     """Makes the teacher; `models` are the local ones, by name."""
-    temperature = recipe.rollout.temperature
+    temperature, vocabulary = recipe.rollout.temperature, student.head.vocabulary
+    stop = StopClass.of(recipe.objective, student.stop_ids, vocabulary)
     teachers: dict[str | None, Teacher] = {name: LocalTeacher(model, temperature) for name, model in models.items()}
     sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers
     for name, source in sources.items():
         if isinstance(source, ServerSource):
-            teachers[name] = RemoteTeacher(source, recipe.objective, student.head.vocabulary)
+            teachers[name] = RemoteTeacher(source, recipe.objective, vocabulary, stop.ends if stop else ())
         elif isinstance(source, AdaptersOff):
             teachers[name] = BaseTeacher(student, temperature)
         elif isinstance(source, TeacherPlugin):

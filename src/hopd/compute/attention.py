@@ -36,24 +36,26 @@ def grouped_attention(
 ) -> tuple[Float[Tensor, "R Q H V"], None]:
     """Attends with one query per sequence: the H / G heads that share a key head form one matrix product.
 
-    Keys and values are the whole cache, which is contiguous: nothing is copied. `attention_mask` hides its unused
-    positions. Several queries per sequence, and a position bias, go to `others`.
+    Keys and values are the whole cache, which is contiguous: nothing is copied, unless they were just made of latents.
+    `attention_mask` hides unused positions. Several queries per sequence, a position bias and a mask for each head go
+    to `others`.
     """
     rows, heads, queries, width = query.shape
-    if queries > 1 or options.get("position_bias") is not None:
+    of_heads = attention_mask is not None and attention_mask.shape[1] > 1
+    if queries > 1 or of_heads or options.get("position_bias") is not None:
         return others(module, query, key, value, attention_mask, scaling=scaling, **options)
     if prefers_fused(query):
         return fused_grouped_attention(query[:, :, 0], key, value, attention_mask, scaling)[:, None], None
     groups, length = key.shape[1:3]
     scaled = query * (width**-0.5 if scaling is None else scaling)
-    scores = scaled.view(rows * groups, heads // groups, width) @ key.view(rows * groups, length, width).mT
+    scores = scaled.reshape(rows * groups, heads // groups, width) @ key.reshape(rows * groups, length, width).mT
     if attention_mask is not None:
         by_group = scores.view(rows, groups, heads // groups, length)
         if attention_mask.dtype == torch.bool:
             by_group.masked_fill_(~attention_mask, float("-inf"))
         else:
             by_group += attention_mask
-    mixed = scores.softmax(-1) @ value.view(rows * groups, length, -1)
+    mixed = scores.softmax(-1) @ value.reshape(rows * groups, length, -1)
     return mixed.view(rows, 1, heads, -1), None
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from hopd.errors import RecipeError
 from hopd.evaluation.intervals import bootstrap_interval, pass_at
 from hopd.rollout import Engine, FinishReason, Rollout, Sampling
-from hopd.tasks import PromptSet
+from hopd.tasks import Outcome, PromptSet
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Accuracy:
 
     `accuracy` is avg@k and `interval` its 95 % bootstrap interval over problems. `pass_at` maps k to pass@k.
     `stop_rate` and `context_rate` are the fractions of rollouts with these finish reasons; lengths are response tokens.
-    `scores` holds one number per problem, the mean over its samples.
+    `scores` holds one number per problem, the mean over its samples. `failed` counts the answers that could not be
+    checked, which score 0, and `first_failure` says why of the first.
     """
 
     accuracy: float
@@ -31,6 +33,8 @@ class Accuracy:
     length_quantiles: dict[str, int]
     tokens: int
     scores: tuple[float, ...]
+    failed: int = 0
+    first_failure: str | None = None
 
     @property
     def score(self) -> float:
@@ -43,8 +47,19 @@ class Accuracy:
         return (
             f"accuracy {100 * self.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}, "
             f"{self.problems} problems × {self.samples}), stop rate {100 * self.stop_rate:.1f} %, "
-            f"mean length {self.mean_length:.0f}"
+            f"mean length {self.mean_length:.0f}{self._failures()}"
         )
+
+    def _failures(self) -> str:
+        if not self.failed:
+            return ""
+        total = self.problems * self.samples
+        if self.failed == total:
+            return (
+                f"; WARNING: none of {total} answers could be checked, so this accuracy says nothing of the student "
+                f"(the first: {self.first_failure})"
+            )
+        return f"; {self.failed} of {total} answers could not be checked and score 0 (the first: {self.first_failure})"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all fields but the scores of each problem."""
@@ -62,15 +77,20 @@ def evaluate(
     """Samples `samples` rollouts of up to `full_tokens` tokens for every problem of `prompts`, and measures them.
 
     With one seed, every model gets the same random numbers, so that models are compared on common draws. Returns the
-    rollouts too, in the engine's order.
+    rollouts too, in the engine's order. Raises `RecipeError` for a number below 1.
     """
+    for name, number in (("full_tokens", full_tokens), ("samples", samples)):
+        if number < 1:
+            raise RecipeError(f"{name} must be at least 1, got {number}")
     rollouts = engine.sample(prompts.prompts, full_tokens, sampling, seed, samples)
-    return measure(rollouts, prompts, samples), rollouts
+    return measure(rollouts, prompts.check(rollouts), samples), rollouts
 
 
-def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Accuracy:
-    """Measures rollouts in the engine's order: `samples` of the first problem, then of the second, and so on."""
-    scores = np.array([prompts.score(rollout) for rollout in rollouts]).reshape(-1, samples)
+def measure(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], samples: int) -> Accuracy:
+    """Measures rollouts in the engine's order: `samples` of the first problem, then of the second, and so on.
+    `outcomes` are what checking each of them gave."""
+    scores = np.array([outcome.score for outcome in outcomes]).reshape(-1, samples)
+    failed = [(each.prompt.id, outcome) for each, outcome in zip(rollouts, outcomes, strict=True) if outcome.failure]
     lengths = np.array([rollout.length for rollout in rollouts])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
     return Accuracy(
@@ -85,6 +105,8 @@ def measure(rollouts: Sequence[Rollout], prompts: PromptSet, samples: int) -> Ac
         length_quantiles={f"{q:g}": int(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9, 1.0)},
         tokens=int(lengths.sum()),
         scores=tuple(scores.mean(axis=1).tolist()),
+        failed=len(failed),
+        first_failure=next((f"row {row + 1}: {outcome.failure}" for row, outcome in failed), None),
     )
 
 

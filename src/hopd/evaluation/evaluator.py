@@ -3,9 +3,10 @@
 It knows the full length, and not the horizon.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from hopd.errors import RecipeError
@@ -16,7 +17,8 @@ from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import EvaluationSection
 from hopd.rollout import Engine, NativeEngine, Rollout, Sampling
-from hopd.tasks import PromptSet
+from hopd.tasks import Outcome, PromptSet
+from hopd.tasks.problem import ManyAnswers, outcomes
 
 SAMPLES_KEPT = 4  # rollouts of each evaluation that are written to samples.jsonl
 
@@ -52,8 +54,8 @@ class Evaluator:
     ):
         if settings.measure == "divergence" and teacher is None:
             raise RecipeError("evaluation.measure: divergence needs one local teacher; write measure: accuracy")
-        if settings.measure == "accuracy":  # a task that cannot check answers must fail now, not after training
-            prompts.task.score(next(iter(prompts.problems.values())), "")
+        if settings.measure == "accuracy":
+            prompts.check([])  # a task that cannot check answers must fail now, not after training
         self.settings, self.prompts, self.student, self.teacher = settings, prompts, student, teacher
         self.full_tokens, self.engine, self.processes = full_tokens, engine, processes
 
@@ -78,6 +80,7 @@ class Evaluator:
     def run(self) -> Measured:
         """Measures the student. All processes must call it together."""
         measured: Accuracy | Divergence
+        checked: list[Outcome] = []
         if self.settings.measure == "divergence":
             assert self.teacher is not None
             rollouts: Sequence[Rollout] = self.answers
@@ -85,9 +88,35 @@ class Evaluator:
                 measured = measure_divergence(self.student, self.teacher, rollouts)
         else:
             rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
-            measured = measure(rollouts, self.prompts, self.settings.samples)
+            checked = self._check(rollouts)
+            measured = measure(rollouts, checked, self.settings.samples)
         scores = {"problems": self.prompts.fingerprint, "scores": [round(score, 6) for score in measured.scores]}
-        return Measured(measured, scores, [self._readable(rollout) for rollout in rollouts[:SAMPLES_KEPT]])
+        samples = [self._readable(*each) for each in zip_longest(rollouts[:SAMPLES_KEPT], checked[:SAMPLES_KEPT])]
+        return Measured(measured, scores, samples)
+
+    def check(self) -> Iterator[str]:
+        """Tries the check on an empty response before the run, and yields a sentence for each thing about the answers
+        that a person should know. All processes must call it together; the first one looks."""
+        lines: list[str] = []
+        with self.processes.together():
+            if self.settings.measure == "accuracy" and self.processes.is_first:
+                lines += self._remarks()
+        yield from lines
+
+    def _remarks(self) -> Iterator[str]:
+        first = self.prompts.prompts[0].id
+        if failure := outcomes(self.prompts.task, [(self.prompts.problems[first], "")])[0].failure:
+            yield (
+                f"evaluation: the check of an empty response to row {first + 1} failed: {failure}. Answers that cannot "
+                "be checked score 0 and are counted"
+            )
+        if isinstance(self.prompts.task, ManyAnswers):
+            yield from (f"evaluation: {remark}" for remark in self.prompts.task.remarks())
+
+    def close(self) -> None:
+        """Ends the processes that check answers."""
+        if isinstance(self.prompts.task, ManyAnswers):
+            self.prompts.task.close()
 
     @cached_property
     def answers(self) -> list[Rollout]:
@@ -101,8 +130,18 @@ class Evaluator:
         order = {prompt.id: index for index, prompt in enumerate(self.prompts.prompts)}
         return sorted(self.processes.gather(made), key=lambda r: (order[r.prompt.id], r.sample))
 
-    def _readable(self, rollout: Rollout) -> dict[str, Any]:
+    def _check(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
+        """Checks a share of the rollouts here, and returns what all processes found: a time limit that ran out in one
+        of them must not run out in the others or not."""
+        rank, size = self.processes.rank, self.processes.size
+        mine: list[tuple[int, Outcome]] = []
+        with self.processes.together():
+            mine = list(zip(range(rank, len(rollouts), size), self.prompts.check(rollouts[rank::size]), strict=True))
+        return [outcome for _, outcome in sorted(self.processes.gather(mine), key=lambda each: each[0])]
+
+    def _readable(self, rollout: Rollout, outcome: Outcome | None) -> dict[str, Any]:
         problem = self.prompts.problems[rollout.prompt.id]
         line = {"prompt": problem.prompt, "response": self.prompts.text(rollout), "finish": rollout.finish.value}
-        scored = {} if self.settings.measure == "divergence" else {"score": self.prompts.score(rollout)}
-        return line | {"length": rollout.length} | scored
+        scored = {"score": outcome.score} if outcome else {}
+        failed = {"failure": outcome.failure} if outcome and outcome.failure else {}
+        return line | {"length": rollout.length} | scored | failed

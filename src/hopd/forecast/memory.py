@@ -50,7 +50,8 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     else:
         # Master, gradient and two moments in fp32; in bf16 the compute copy besides.
         static = trained * (16 + (2 if element == 2 else 0)) + average + frozen * element
-    static += sum(p.numel() * element for teacher in parts.teachers.values() for p in teacher.model.parameters())
+    teachers = {id(teacher): teacher for teacher in parts.teachers.values()}  # some may be one model
+    static += sum(p.numel() * element for teacher in teachers.values() for p in teacher.model.parameters())
     ends = [parts.controller.decide(step) for step in (0, parts.total_steps - 1)]
     if horizon is None:
         horizon = max(decision.longest(recipe.rollout.full_tokens) for decision in ends)
@@ -80,7 +81,7 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     if isinstance(parts.recipe.rollout.engine, VllmServers):
         return 0.0
     if isinstance(parts.recipe.rollout.engine, VllmDecoding):
-        return parts.recipe.rollout.engine.memory * _device_memory(student.device)
+        return parts.recipe.rollout.engine.memory * device_memory(student.device)
     longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
     # A layer's cache grows by copying, one layer at a time.
     positions = capacity(longest + tokens, student.device) * (1 + 1 / student.config.num_hidden_layers)
@@ -88,7 +89,8 @@ def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
     return float(rows * (positions * _cache_bytes(student, element) + 12 * student.head.vocabulary) + copies)
 
 
-def _device_memory(device: torch.device) -> float:
+def device_memory(device: torch.device) -> float:
+    """Returns the bytes of a device's memory, free or not."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

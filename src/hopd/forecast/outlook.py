@@ -3,24 +3,41 @@
 from collections.abc import Iterator
 
 from hopd.horizon import Controller, Decision
+from hopd.plugin import Plugin
 from hopd.recipe import Recipe
+from hopd.recipe.plugins import named_code
 from hopd.run.files import read_lines
 from hopd.run.trackers import check_trackers
 
 STEPS_SHOWN = 500  # where the number of prompts is not known
 
 
-def check_recipe(recipe: Recipe, controller: Controller | None = None, total_steps: int | None = None) -> Iterator[str]:
+def check_recipe(
+    recipe: Recipe, controller: Controller | None = None, total_steps: int | None = None, imports: bool = True
+) -> Iterator[str]:
     """Checks what needs no models, and yields what each stage of the horizon will generate; by the recipe's controller
-    or another. Raises `RecipeError`."""
+    or another. Without `imports` a controller of your own is not asked. Raises `RecipeError`."""
     check_trackers(recipe.trackers)
-    controller = controller or recipe.controller()
+    for key, name in named_code(recipe.model_dump()):
+        yield (
+            f"code of your own: {key} imports {name}" if imports else f"a run imports {name} ({key}); not checked here"
+        )
     rollout, steps = recipe.rollout, total_steps or recipe.training.steps
     per_step = rollout.prompts * rollout.samples
     if steps is None:
         yield f"length: {recipe.training.epochs:g} epochs; below, the first {STEPS_SHOWN} steps"
     yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts"
-    for first, last, low, high in stages(controller, steps or STEPS_SHOWN):
+    if imports or controller or not isinstance(recipe.horizon, Plugin):
+        yield from _spends(recipe, controller or recipe.controller(), steps or STEPS_SHOWN)
+    if recipe.evaluation:
+        averaged = ", with the averaged weights" if recipe.training.ema else ""
+        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"
+    yield f"files: {recipe.directory}/"
+
+
+def _spends(recipe: Recipe, controller: Controller, steps: int) -> Iterator[str]:
+    rollout, per_step = recipe.rollout, recipe.rollout.per_step
+    for first, last, low, high in stages(controller, steps):
         tokens = f"{low}" if low == high else f"{low} to {high}"
         decision = controller.decide(first)
         most = max(controller.decide(step).at_most(per_step, rollout.full_tokens) for step in range(first, last + 1))
@@ -28,10 +45,6 @@ def check_recipe(recipe: Recipe, controller: Controller | None = None, total_ste
             f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {most:,} generated a step "
             f"({100 * most / (per_step * rollout.full_tokens):.0f} % of full rollouts){_spend(decision)}"
         )
-    if recipe.evaluation:
-        averaged = ", with the averaged weights" if recipe.training.ema else ""
-        yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"
-    yield f"files: {recipe.directory}/"
 
 
 def existing_run(recipe: Recipe) -> Iterator[str]:

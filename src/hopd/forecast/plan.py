@@ -60,6 +60,12 @@ class Plan:
         """Returns the tokens of the longest rollout of each step, added up over all stages."""
         return sum(stage.serial_tokens for stage in self.stages)
 
+    @property
+    def width(self) -> float | None:
+        """Returns how many rollouts' tokens take as long as one serial token, if both take time."""
+        a_token = self.machine.b * self.full.flops / self.full.tokens
+        return self.machine.a / a_token or None if a_token else None
+
     def lines(self) -> Iterator[str]:
         """Writes a table for people."""
         columns = (
@@ -86,6 +92,11 @@ class Plan:
             f"{100 * self.machine_error:.0f} % of the steps measured; for runs made elsewhere: hopd compare --machine "
             f"{self.machine} …"
         )
+        if self.width:
+            yield (
+                f"a serial token takes it as long as those of {self.width:.3g} rollouts; to spend least of its time: "
+                f"horizon: {{controller: adaptive, width: {self.width:.3g}}}"
+            )
         longest = max(self.measured)
         beyond = max(self.full.high, *(stage.high for stage in self.stages))
         extrapolated = f"; what lies beyond {longest} is extrapolated" if beyond > longest else ""

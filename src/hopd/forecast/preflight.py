@@ -15,12 +15,17 @@ from hopd.compute.products import multiplies_bf16
 from hopd.errors import ModelError, RecipeError, nearest
 from hopd.forecast.memory import estimate_memory
 from hopd.forecast.outlook import check_recipe
-from hopd.objective import Detail
+from hopd.forecast.read_back import check_saved
+from hopd.forecast.stop_mass import compare_ends
+from hopd.objective import Detail, StopClass
+from hopd.recipe import Recipe
 from hopd.rollout import Prompt, Rollout, fold
 from hopd.run.checkpoint import used
 from hopd.run.ledger import Account
-from hopd.teacher import LocalTeacher
+from hopd.tasks import PromptSet
+from hopd.teacher import LocalTeacher, RemoteTeacher, Teacher
 from hopd.teacher.remote_teachers import check_remote
+from hopd.teacher.teacher import by_name
 
 TINY_PROMPTS, TINY_TOKENS = 2, 32
 
@@ -28,24 +33,30 @@ TINY_PROMPTS, TINY_TOKENS = 2, 32
 def preflight(parts: Parts) -> Iterator[str]:
     """Yields a sentence for every check; raises a `HopdError` at the first thing that cannot work."""
     yield from check_recipe(parts.recipe, parts.controller, parts.total_steps)
-    yield f"prompts: {len(parts.prompts.prompts)}" + (
-        f", and {parts.prompts.dropped} longer than {parts.recipe.rollout.prompt_tokens} tokens dropped"
-        if parts.prompts.dropped
-        else ""
-    )
+    yield _counted(parts.prompts, parts.recipe)
+    yield from parts.prompts.notes
+    yield from _check_evaluation(parts)
     yield from parts.notes
     yield from _check_precision(parts)
     _check_teachers(parts)
     _check_objective(parts)
     yield _check_context(parts)
     yield from _check_remote(parts)
-    yield from parts.engine.check(_longest(parts))
+    yield from parts.engine.check(_longest_sampled(parts))
+    yield from compare_ends(parts)
+    yield from parts.evaluator.check() if parts.evaluator else ()
     tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
     rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
     yield _check_same_model_is_zero(parts, rollouts)
     yield _check_real_step(parts, rollouts)
     yield f"memory: {estimate_memory(parts)}"
     yield _check_disk(parts)
+    yield check_saved(parts)
+
+
+def _counted(prompts: PromptSet, recipe: Recipe) -> str:
+    dropped = f", and {prompts.dropped} longer than {recipe.rollout.prompt_tokens} tokens dropped"
+    return f"prompts: {len(prompts.prompts)}" + (dropped if prompts.dropped else "")
 
 
 def _tiny_prompts(parts: Parts) -> list[Prompt]:
@@ -66,7 +77,7 @@ def _check_teachers(parts: Parts) -> None:
     for prompt in parts.prompts.prompts:
         if parts.recipe.teachers and prompt.teacher not in parts.recipe.teachers:
             raise RecipeError(
-                f"prompt {prompt.id} names the teacher {prompt.teacher!r}; the recipe has "
+                f"{parts.prompts.where(prompt.id)} names the teacher {prompt.teacher!r}; the recipe has "
                 f"{', '.join(parts.recipe.teachers)}{nearest(str(prompt.teacher), parts.recipe.teachers)}"
             )
 
@@ -79,11 +90,24 @@ def _check_objective(parts: Parts) -> None:
             f"gives {gives.name.lower()} only; write estimator: sampled, without control_variate"
             + (", or estimator: top_k with candidates: teacher" if gives == Detail.TOP_K else "")
         )
-    if objective.estimator == "top_k" and objective.k >= parts.student.head.vocabulary:
+    stop = StopClass.of(objective, parts.student.stop_ids, parts.student.head.vocabulary)
+    if stop and (limited := [each for each in by_name(parts.learner.teacher).values() if not _merges(each, stop)]):
         raise RecipeError(
-            f"objective.k = {objective.k} is not less than the vocabulary of {parts.student.head.vocabulary}; "
-            "write estimator: full"
+            f"objective.stop: class needs the teacher's log-probs of all ends ({', '.join(map(str, stop.ends))}), and "
+            f"{type(limited[0]).__name__} gives {limited[0].gives.name.lower()} only; write stop: token, a local "
+            "teacher, or a remote one with estimator: sampled"
         )
+    outcomes = parts.student.head.vocabulary - (len(stop.ends) - 1 if stop else 0)
+    if objective.estimator == "top_k" and objective.k >= outcomes:
+        raise RecipeError(
+            f"objective.k = {objective.k} is not less than the vocabulary of {outcomes}; write estimator: full"
+        )
+
+
+def _merges(teacher: Teacher, stop: StopClass) -> bool:
+    """Tells whether a teacher gives the log-prob of all ends together."""
+    by_asking = isinstance(teacher, RemoteTeacher) and not teacher.top and teacher.ends == stop.ends
+    return teacher.gives == Detail.VOCABULARY or by_asking
 
 
 def _check_context(parts: Parts) -> str:
@@ -99,6 +123,31 @@ def _check_context(parts: Parts) -> str:
     return f"context: the longest prompt and full length make {longest + full} tokens, which fits"
 
 
+def _check_evaluation(parts: Parts) -> Iterator[str]:
+    """Yields notes on the evaluation's prompts. Raises `RecipeError` if one leaves no room for an answer."""
+    if parts.evaluator is None:
+        return
+    prompts, full = parts.evaluator.prompts, parts.recipe.rollout.full_tokens
+    yield from (f"evaluation: {note}" for note in (_counted(prompts, parts.recipe), *prompts.notes))
+    teacher_answers = parts.evaluator.settings.measure == "divergence"
+    for model in (parts.student, *(parts.teachers.values() if teacher_answers else ())):
+        if model.context is None:
+            continue
+        cut = [prompt for prompt in prompts.prompts if len(prompt.ids) + full > model.context]
+        if blocked := [prompt for prompt in cut if len(prompt.ids) >= model.context]:
+            raise RecipeError(
+                f"evaluation: {len(blocked):,} of {len(prompts.prompts):,} prompts fill the context of {model.name}, "
+                f"{model.context} tokens, and leave no room for an answer (the first: {prompts.where(blocked[0].id)}); "
+                f"shorten them, or write rollout.prompt_tokens: {max(1, model.context - full)} to drop them"
+            )
+        if cut:
+            yield (
+                f"evaluation: {len(cut):,} of {len(prompts.prompts):,} prompts leave less than full_tokens = {full} in "
+                f"the context of {model.name}, {model.context} tokens: their answers are cut there (the first: "
+                f"{prompts.where(cut[0].id)})"
+            )
+
+
 def _check_remote(parts: Parts) -> Iterator[str]:
     for name, teacher in parts.learner.remote.teachers.items():
         yield from check_remote(name, teacher, parts.student, _longest(parts), parts.recipe.rollout.temperature)
@@ -107,6 +156,15 @@ def _check_remote(parts: Parts) -> Iterator[str]:
 def _longest(parts: Parts) -> int:
     """Counts the tokens of the longest prompt and a full response."""
     return max(len(prompt.ids) for prompt in parts.prompts.prompts) + parts.recipe.rollout.full_tokens
+
+
+def _longest_sampled(parts: Parts) -> int:
+    """Counts the most tokens that the engine is asked for, in training or, where it evaluates too, in evaluations."""
+    evaluator, longest = parts.evaluator, _longest(parts)
+    if evaluator is None or evaluator.engine is not parts.engine:
+        return longest
+    asked = max(len(prompt.ids) for prompt in evaluator.prompts.prompts) + evaluator.full_tokens
+    return max(longest, min(asked, parts.student.context or asked))
 
 
 def _check_same_model_is_zero(parts: Parts, rollouts: list[Rollout]) -> str:

@@ -5,10 +5,16 @@ gives every one of them a tenth of the full length, which takes as few serial to
 what full rollouts cover. Their number follows the noise: a step of B rollouts, with B noise over signal, makes half the
 progress of an endless one, and of a larger one most is spent in vain (McCandlish et al., 2018). B is about one early in
 training and tens late. Rollouts end early only where the teacher is less certain than the student and pulls elsewhere.
+
+Progress takes 1 + B / b steps, and 1 + b / B tokens, in units of the least of each, where b rollouts end in a step. So
+b = B takes twice the least of both, and every other b more of one of them. A machine makes the two comparable: if one
+more serial token takes as long as the tokens of `width` rollouts, and a rollout n steps, the seconds are
+(1 + B / b) (width + n b), and least at b² = B · width / n.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar
 
 from hopd.errors import RecipeError
@@ -27,8 +33,9 @@ class Adaptive:
     """Decides how many rollouts continue, and where they end.
 
     `per_step` is the recipe's number of rollouts in a step: at most as many end in one, so that no step costs more than
-    full rollouts. Without gradients in its evidence it keeps the number that it begins with. Raises `RecipeError` for a
-    full length of fewer than ten tokens.
+    full rollouts. Without gradients in its evidence it keeps the number that it begins with. `width` is that of the
+    machine, in rollouts; without one, tokens and serial tokens count alike. Raises `RecipeError` for a full length of
+    fewer than ten tokens, and a width that is not positive.
     """
 
     sketches: ClassVar[bool] = True
@@ -36,6 +43,7 @@ class Adaptive:
 
     full_tokens: int
     per_step: int
+    width: float | None = None
     ending: float = field(init=False)  # rollouts that are to end in a step
     end: int = field(init=False)  # tokens
     length: float = field(init=False)  # of a rollout in the mean, in tokens
@@ -49,13 +57,15 @@ class Adaptive:
             raise RecipeError(
                 f"horizon 'adaptive' needs rollout.full_tokens of at least {STRIDES}, got {self.full_tokens}"
             )
+        if self.width is not None and not 0 < self.width < inf:
+            raise RecipeError(f"horizon width must be a positive number of rollouts, got {self.width}")
         self.stride = self.full_tokens // STRIDES
         self.ending, self.end = float(min(LEAST, self.per_step)), self.full_tokens
         self.length, self.averages = float(self.full_tokens), Averages()
 
     def decide(self, step: int) -> Decision:
         """Returns as many rollouts as let `ending` of them end in a step."""
-        slots = max(1, round(self.ending * min(self.length, self.end) / self.stride))
+        slots = max(1, round(self.ending * self._steps()))
         reason = f"adaptive: {slots} rollouts, each {self.stride} tokens further, to {self.end}; {self.why}"
         return Decision(self.stride, reason, rollouts=slots, whole=None, continues=True, end=self.end)
 
@@ -71,11 +81,12 @@ class Adaptive:
     def _resize(self) -> bool:
         """Brings the number of rollouts towards noise over signal."""
         noise, signal = self.averages.noise(), self.averages.signal()
-        wanted = noise / signal if signal > 0 else float("inf")
+        ratio = noise / signal if signal > 0 else inf
+        wanted = ratio if self.width is None else (ratio * self.width / self._steps()) ** 0.5
         factor = min(CHANGE, max(1 / CHANGE, wanted / self.ending))
         self.ending = min(float(self.per_step), max(float(min(LEAST, self.per_step)), self.ending * factor))
-        ratio = f"{wanted:.1f}" if signal > 0 else "beyond what was measured"
-        self.why = f"noise over signal is {ratio}, so {self.ending:.1f} end in a step"
+        measured = f"{ratio:.1f}" if signal > 0 else "beyond what was measured"
+        self.why = f"noise over signal is {measured}, so {self.ending:.1f} end in a step"
         return True
 
     def _move_end(self) -> bool:
@@ -96,6 +107,9 @@ class Adaptive:
             self.why = "the divergence has halved, so the next tenth is tried again"
             return True
         return False
+
+    def _steps(self) -> float:
+        return min(self.length, self.end) / self.stride
 
     def _start(self, block: int) -> int:
         return max(1, block * self.full_tokens // STRIDES)

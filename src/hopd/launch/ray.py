@@ -91,6 +91,7 @@ def _work(given: dict[str, Any]) -> int | None:
     sys.argv = given["command"]  # for environment.json
     try:
         _change_directory(given["directory"])
+        sys.path += [place for place in given["path"] if place not in sys.path]  # code of your own beside the recipe
         recipe = Recipe.parse(yaml.safe_load(given["recipe"]))
         console = Console(file=_Lines(board), highlight=False) if first else None
         progress = Progress(quiet=not first, console=console)
@@ -119,6 +120,7 @@ def _trainer(
         "recipe": recipe.yaml(),
         "directory": str(Path.cwd()),
         "command": sys.argv,
+        "path": sys.path,
         "restarts": restarts,
         "build": given_to_build,
     }

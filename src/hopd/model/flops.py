@@ -31,8 +31,7 @@ class PassCost:
         """Counts from a model's weights and config."""
         config = model.config
         embeddings = {id(m.weight) for m in model.backbone.modules() if isinstance(m, nn.Embedding)}
-        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        active = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
+        active = (getattr(config, "num_experts_per_tok", None) or 1) / model.experts if model.experts else 1.0
         matrices = [p for p in model.backbone.parameters() if p.dim() >= 2 and id(p) not in embeddings]
         # The experts of a layer are one tensor of three dimensions, and each token uses a few of them.
         flops = [2.0 * p.numel() * (active if p.dim() == 3 else 1.0) for p in matrices]

@@ -1,5 +1,6 @@
 """Shards a language model over the processes, layer by layer, with torch's FSDP2."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ def shard(model: LanguageModel, processes: Processes, bf16: bool) -> None:
     Gradients are summed over the processes, in fp32, not averaged: each process's loss is its part of one mean. Raises
     `ModelError` unless the model has exactly one stack of layers.
     """
+    # Nobody writes to hidden states in place, of which torch warns in every process.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     units: list[Any] = [*_layers(model), model.model]

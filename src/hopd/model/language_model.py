@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hopd.errors import ModelError
 from hopd.model.sharding import Sharding
+from hopd.model.stop import NO_STOP
 from hopd.objective.head import Head
 
 
@@ -35,10 +36,13 @@ class LanguageModel:
         self.forward: Callable[..., Any] = self.backbone  # a sharded model has its own
         self.sharding = Sharding()  # not sharded: this process has all weights
         self.recomputes = False  # gradient checkpointing, in passes with a gradient
+        self.stop = NO_STOP  # what ends a response besides the model's own ends: a recipe's rollout.stop
+        self.notes: list[str] = []  # what a person should know of how it was loaded
         self._vocabulary: int | None = None
         parameters = inspect.signature(self.backbone.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+        # transformers 5.24 calls past_key_values cache; Mamba has cache_params.
+        self._cache = next((name for name in ("cache", "cache_params") if name in parameters), "past_key_values")
         if self.backbone is model or self.output_layer is None:
             raise ModelError(f"{name} is no causal language model with a vocabulary head ({type(model).__name__})")
         _verify(self)
@@ -68,12 +72,23 @@ class LanguageModel:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Returns the end-of-sequence ids of the generation config, or else of the config, or else of the tokenizer."""
+        """Returns the ids that end a response: the first of `declared_ends`, and those of `stop`."""
+        return next(iter(self.declared_ends.values()), frozenset()) | self.stop.ids
+
+    @property
+    def declared_ends(self) -> dict[str, frozenset[int]]:
+        """Returns the end-of-sequence ids by the place that names them: generation config, config, tokenizer."""
         generation = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        for ids in (generation, self.config.eos_token_id, self.tokenizer.eos_token_id):
-            if ids is not None:
-                return frozenset(ids) if isinstance(ids, Sequence) else frozenset([ids])
-        return frozenset()
+        places = {
+            "generation_config": generation,
+            "config": self.config.eos_token_id,
+            "tokenizer": self.tokenizer.eos_token_id,
+        }
+        return {
+            place: frozenset(ids) if isinstance(ids, Sequence) else frozenset([ids])
+            for place, ids in places.items()
+            if ids is not None
+        }
 
     @property
     def context(self) -> int | None:
@@ -88,6 +103,13 @@ class LanguageModel:
         """Returns the width of an attention head, or 0 for a model without attention."""
         heads = getattr(self.config, "num_attention_heads", None)
         return int(getattr(self.config, "head_dim", None) or (self.config.hidden_size // heads if heads else 0))
+
+    @property
+    def experts(self) -> int:
+        """Returns how many experts a layer of a mixture routes to, or 0 for a model without them."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        count = next((count for name in names if (count := getattr(self.config, name, None))), 0)
+        return int(max(count) if isinstance(count, Sequence) else count)
 
     @property
     def device(self) -> torch.device:

@@ -3,8 +3,9 @@
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from hopd.errors import ModelError
 from hopd.model.language_model import LanguageModel
 from hopd.model.layer_stack import layer_stack
+from hopd.model.quantisation import Quantisation, plain
 
 PACKAGE = "package:"
 ADAPTERS = "adapter_config.json"  # peft's file
@@ -28,12 +30,14 @@ def load(
     device: torch.device | str = "cpu",
     layers: Sequence[int] | None = None,
     trust_remote_code: bool = False,
+    quantised: bool = False,
 ) -> LanguageModel:
     """Loads a model from a directory, a hub name, or a file of an installed package, `package:NAME/PATH`.
 
     Only safetensors and GGUF are read: neither can run code. `layers` keeps those layers, numbered from 0, and drops
-    the others. From a directory of LoRA adapters it loads their base model and adds them. Raises `ModelError` if the
-    model is missing, incomplete, or no causal language model.
+    the others. From a directory of LoRA adapters it loads their base model and adds them. Quantised weights are made
+    plain; with `quantised` they stay as they are where they can be used so, and cannot be trained. Raises `ModelError`
+    if the model is missing, incomplete, no causal language model, or quantised in a way that cannot be undone.
     """
     path = resolve(source)
     if is_adapters(source):
@@ -49,27 +53,81 @@ def load(
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    quiet = _quiet_gguf() if path.suffix == ".gguf" else nullcontext()
-    try:
-        with quiet:
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **where,
-                dtype=dtype,
-                use_safetensors=None if path.suffix == ".gguf" else True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
-        raise ModelError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} for example")
-    if path.suffix == ".gguf":
-        model = _dequantised(model)
+    with _explained(source), _quiet():
+        quantisation = None if path.suffix == ".gguf" else Quantisation.of(where)
+        if quantisation and quantised and (kept := _kept(where, quantisation, source, dtype, device, layers)):
+            return kept
+        options = quantisation.undone(source) if quantisation else {}
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = _read(where | options, source, dtype)
+    if path.suffix == ".gguf" or quantisation:
+        model = plain(model, dtype)
     if layers is not None:
         keep_layers(model, layers, source)
     nn.Module.to(model, device)
-    return LanguageModel(model, tokenizer, source)
+    made = LanguageModel(model, tokenizer, source)
+    if quantisation:
+        made.notes.append(f"{source} is quantised ({quantisation.method}); plain weights were made of it")
+    return made
+
+
+def _kept(
+    where: dict[str, Any],
+    quantisation: Quantisation,
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    layers: Sequence[int] | None,
+) -> LanguageModel | None:
+    """Loads a model that stays quantised. Returns None if it cannot be used so, but can be made plain."""
+    if not quantisation.is_known or (quantisation.can_be_undone and torch.device(device).type == "cpu"):
+        return None  # transformers has kernels for weights that it can make plain on GPUs only
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = _read(where | {"device_map": {"": device}}, source, dtype)
+        if layers is not None:
+            keep_layers(model, layers, source)
+        return LanguageModel(model, tokenizer, source)
+    except Exception as error:  # every method has packages, kernels and errors of its own
+        if quantisation.can_be_undone:
+            return None
+        raise ModelError(
+            f"{source} is quantised ({quantisation.method}) and cannot be used here: {_first_line(error)}"
+        ) from error
+
+
+def _read(where: dict[str, Any], source: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Reads config and weights. Raises `ModelError` if weights are missing."""
+    gguf = "gguf_file" in where
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=dtype, use_safetensors=None if gguf else True, output_loading_info=True
+    )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
+        raise ModelError(f"the weights of {source} lack {len(missing)} tensors, {missing[0]} for example")
+    if scales := sorted(key for key in info["unexpected_keys"] if "scale" in key.rpartition(".")[2]):
+        raise ModelError(
+            f"{source} is quantised in a way that its config.json does not tell: its weights hold {scales[0]}, which "
+            "would be ignored; write the model that it was quantised from"
+        )
+    read: PreTrainedModel = model
+    return read
+
+
+def copied(model: LanguageModel, device: torch.device | str, dtype: torch.dtype) -> LanguageModel:
+    """Returns a model with the same weights in memory of its own, as `load` would read them again."""
+    copy = deepcopy(model.model)
+    for tensor in copy.state_dict(keep_vars=True).values():  # other buffers, such as angles, stay in fp32
+        tensor.data = tensor.data.to(dtype)
+    nn.Module.to(copy, device)
+    return LanguageModel(copy, model.tokenizer, model.name)
+
+
+def can_be_copied(model: LanguageModel, dtype: torch.dtype) -> bool:
+    """Tells whether `copied` gives what `load` would: in bf16 transformers keeps some weights of some models in fp32,
+    and a quantised teacher may stay as it is."""
+    kept = any(getattr(model.model, f"_keep_in_fp32_modules{kind}", None) for kind in ("", "_strict"))
+    return not model.notes and not is_adapters(model.name) and (dtype == torch.float32 or not kept)
 
 
 def is_adapters(source: str) -> bool:
@@ -121,22 +179,18 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "mode
         config.layer_types = [config.layer_types[i] for i in layers]
 
 
-def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes a plain model of one from GGUF, which has plain weights but is marked quantised and cannot be saved."""
-    config = type(model.config)(**model.config.to_dict())
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    from_config: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
-    plain = from_config(config, dtype=model.dtype)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    return plain
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {source!r} as a causal language model: {_first_line(error)}") from error
 
 
 @contextmanager
-def _quiet_gguf() -> Iterator[None]:
-    """Silences transformers' warning that reading GGUF takes memory, until the block ends: here it is intended."""
-    logger = logging.getLogger("transformers.modeling_gguf_pytorch_utils")
+def _quiet() -> Iterator[None]:
+    """Silences transformers' warnings until the block ends: what matters of them is an error or a note here."""
+    logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hopd.objective.signal import SampledSignal as SampledSignal
     from hopd.objective.signal import Signal as Signal
     from hopd.objective.signal import TopKSignal as TopKSignal
+    from hopd.objective.stop_class import StopClass as StopClass
 
 _HOMES = {
     "Head": "head",
@@ -30,6 +31,7 @@ _HOMES = {
     "Positions": "positions",
     "SampledSignal": "signal",
     "Signal": "signal",
+    "StopClass": "stop_class",
     "TokenStatistics": "positions",
     "TopKSignal": "signal",
     "chunked_loss": "head",

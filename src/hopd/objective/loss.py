@@ -1,5 +1,7 @@
 """Computes the loss of a micro-batch: an objective's losses per token, weighted and summed, never averaged."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +14,7 @@ from hopd.objective.importance import PrefixSums
 from hopd.objective.objective import Objective
 from hopd.objective.positions import LossTokens, Positions, TokenStatistics
 from hopd.objective.signal import Signal, log_prob_of, tempered
+from hopd.objective.stop_class import StopClass
 
 
 def distillation_loss(
@@ -23,22 +26,31 @@ def distillation_loss(
     temperature: float = 1.0,
     chunk_bytes: int | None = None,
     compares: bool = False,
+    stop: StopClass | None = None,
 ) -> tuple[Float[Tensor, ""], TokenStatistics]:
     """Returns Σ_t weight_t · loss_t, and each token's statistics without gradient.
 
     The loss is a sum: the caller divides it once, by the loss tokens of the whole step. `hidden` are the states from
     which the student's `head` predicts each token of `at`; `temperature` is the rollout's; `chunk_bytes` limits the
     float32 logits in memory (default: `chunk_bytes_on`). With `compares`, the statistics have the `surplus`, if the
-    objective needs the whole vocabulary anyway.
+    objective needs the whole vocabulary anyway. `stop` scores its ends as one action.
     """
     compares = compares and objective.needs is Detail.VOCABULARY
-    later = _credit(objective.gamma, head, hidden, signal, at, temperature, chunk_bytes) if objective.gamma else None
+    own = at.tokens
+    if stop is not None:
+        signal, at = stop.signal(signal), replace(at, tokens=stop.tokens(own))
+    later = None
+    if objective.gamma:
+        later = _credit(objective.gamma, head, hidden, signal, at, temperature, chunk_bytes, stop)
     prefixes = PrefixSums(at.row)
 
     def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-        here = Positions(tempered(logits, temperature), signal, at, rows, prefixes, later)
+        policy, unmerged = tempered(logits, temperature), None
+        if stop is not None:
+            policy, unmerged = stop.merged(policy), log_prob_of(policy, own[rows]).detach()
+        here = Positions(policy, signal, at, rows, prefixes, later, unmerged)
         loss = objective.per_token(here)
-        columns = [loss, here.log_ratio, here.log_prob]
+        columns = [loss, here.log_ratio, here.sampled_log_prob]
         if compares:
             columns.append(entropy(here.teacher) - entropy(here.student))
         return at.weight[rows] * loss, torch.stack(columns, dim=-1)
@@ -56,12 +68,14 @@ def _credit(
     at: LossTokens,
     temperature: float,
     chunk_bytes: int | None,
+    stop: StopClass | None,
 ) -> Float[Tensor, " N"]:
     """Computes all signals first, in a pass over the head without gradient; `at` must hold the whole responses."""
 
     def terms(logits: Float[Tensor, "n V"], rows: slice) -> tuple[Tensor, Tensor]:
-        tokens = at.tokens[rows]
-        log_ratio = signal.log_prob(rows, tokens) - log_prob_of(tempered(logits, temperature), tokens)
+        tokens, policy = at.tokens[rows], tempered(logits, temperature)
+        policy = policy if stop is None else stop.merged(policy)
+        log_ratio = signal.log_prob(rows, tokens) - log_prob_of(policy, tokens)
         return log_ratio, log_ratio[:, None]
 
     _, log_ratio = chunked_loss(head, hidden, terms, chunk_bytes)

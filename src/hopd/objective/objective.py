@@ -5,16 +5,19 @@
 `Full`     a divergence over the whole vocabulary: reverse KL, forward KL, JSD(β)
 `Custom`   an estimator of your own
 
-All of them implement `Objective`. `hopd.objective.loss` sums their losses.
+All of them implement `Objective`. `hopd.objective.loss` sums their losses. With `stop: class`, they score the ids that
+end a rollout as one action (`hopd.objective.stop_class`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from hopd import plugin
 from hopd.errors import RecipeError
 from hopd.objective.detail import Detail, Tail
+
+Ends = Literal["token", "class"]
 
 
 class Objective(Protocol):
@@ -40,6 +43,11 @@ class Objective(Protocol):
         """Returns the number of most likely tokens that the loss reads; 0 if it reads none, or all."""
         ...
 
+    @property
+    def stop(self) -> Ends:
+        """Returns whether each id that ends a rollout is scored by itself, or all of them as one action."""
+        ...
+
     # `Positions` and `Tensor` would need torch, which this file does not import.
     def per_token(self, at: Any) -> Any:
         """Returns one loss per position, [n], from `at: Positions`, not averaged. Its gradient is the estimator's."""
@@ -61,6 +69,7 @@ class Sampled:
     gamma: float = 0.0
     control_variate: bool = False
     importance_cap: float | None = None
+    stop: Ends = "token"
     k: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
@@ -99,6 +108,7 @@ class TopK:
     tail: Tail = "paper"
     candidates: Literal["student", "teacher"] = "student"
     importance_cap: float | None = None
+    stop: Ends = "token"
     gamma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -141,6 +151,7 @@ class Full:
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     beta: float = 0.5
     importance_cap: float | None = None
+    stop: Ends = "token"
     gamma: ClassVar[float] = 0.0
     k: ClassVar[int] = 0
     needs: ClassVar[Detail] = Detail.VOCABULARY
@@ -167,18 +178,24 @@ class Full:
 class Custom:
     """Uses an estimator of your own, `estimator: my.module:Name`: a class with `needs` and `per_token`.
 
-    `options` are the arguments of its constructor. Raises `RecipeError` if it cannot be imported or constructed, and
-    later if it does not return one loss per position.
+    `options` are the arguments of its constructor: all keys of the section but `estimator` and `stop`. Without
+    `imports` it is only a name, and cannot be used. Raises
+    `RecipeError` if it cannot be imported or constructed, and later if it does not return one loss per position.
     """
 
     estimator: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    stop: Ends = "token"
+    imports: InitVar[bool] = True
     made: Any = field(init=False, repr=False, compare=False)
     gamma: ClassVar[float] = 0.0
 
-    def __post_init__(self) -> None:
-        spec = {"estimator": self.estimator, **self.options}
-        object.__setattr__(self, "made", plugin.build("objective", "estimator", {}, spec, ("needs", "per_token")))
+    def __post_init__(self, imports: bool) -> None:
+        if self.stop not in get_args(Ends):
+            raise RecipeError(f"objective.stop must be token or class, got {self.stop!r}")
+        spec, needs = {"estimator": self.estimator, **self.options}, ("needs", "per_token")
+        made = plugin.build("objective", "estimator", {}, spec, needs) if imports else None
+        object.__setattr__(self, "made", made)
 
     @property
     def needs(self) -> Detail:

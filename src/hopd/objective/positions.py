@@ -46,7 +46,8 @@ class Positions:
     """Gives an estimator a block of n loss tokens, the slice `rows` of `loss_tokens`. Values are computed on demand.
 
     `logits` are the student's at the rollout's temperature. Gradients flow into the student's values only. `prefixes`
-    is shared by all blocks. `later` is the discounted credit of all N tokens, or None where γ is 0.
+    is shared by all blocks. `later` is the discounted credit of all N tokens, or None where γ is 0. With `stop: class`
+    all values are of the merged ends, `tokens` too, and `unmerged` is the log π_θ of the very token that was sampled.
     """
 
     logits: Float[Tensor, "n V"]
@@ -55,6 +56,7 @@ class Positions:
     rows: slice
     prefixes: PrefixSums
     later: Float[Tensor, " N"] | None = None
+    unmerged: Float[Tensor, " n"] | None = None
 
     @property
     def tokens(self) -> Int[Tensor, " n"]:
@@ -117,8 +119,14 @@ class Positions:
         return truncated(self.prefixes.before(self.rows, self._log_importance), cap).to(self.logits.dtype)
 
     @property
+    def sampled_log_prob(self) -> Float[Tensor, " n"]:
+        """Returns log π_θ of the token that was sampled, which is what `behaviour` compares with: given the prefix, its
+        ratio to μ is unbiased for a loss of merged ends too."""
+        return self.log_prob if self.unmerged is None else self.unmerged
+
+    @property
     def _log_importance(self) -> Float[Tensor, " n"]:
-        return self.log_prob - self.behaviour
+        return self.sampled_log_prob - self.behaviour
 
     def _of_tokens(self, log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
         return log_probs.gather(-1, self.tokens[:, None])[:, 0]

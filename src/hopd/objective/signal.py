@@ -3,7 +3,7 @@
 An objective declares what it `needs`, a teacher what it `gives`; preflight rejects a pair that does not fit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -71,9 +71,11 @@ class HiddenSignal:
 
 @dataclass(frozen=True)
 class SampledSignal:
-    """Provides log-probs of the sampled tokens only: all that some servers return."""
+    """Provides log-probs of the sampled tokens only: all that some servers return. A sampled one of `ends` has the
+    log-prob of all of them together."""
 
     sampled: Float[Tensor, " N"]
+    ends: tuple[int, ...] = field(default=(), kw_only=True)
 
     def log_prob(self, rows: slice, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.sampled[rows]

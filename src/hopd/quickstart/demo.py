@@ -60,7 +60,7 @@ def run_demo(out: Path, seed: int = 0, console: Console | None = None) -> dict[s
     """
     console = console or Console(highlight=False)
     if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"{out} is not empty: remove it, or choose another directory with --out")
+        raise RecipeError(f"{out} is not empty: remove it, or choose another directory with out=...")
     curves: dict[str, list[dict[str, Any]]] = {}
     for name, variant in VARIANTS.items():
         console.print(f"\n{variant.title}", style="bold")

@@ -10,7 +10,7 @@ from hopd import horizon as horizons
 from hopd import objective as objectives
 from hopd.errors import RecipeError
 from hopd.plugin import Plugin
-from hopd.recipe.section import kind_named_by
+from hopd.recipe.section import kind_named_by, may_import
 from hopd.recipe.sentences import as_pydantic
 
 
@@ -19,7 +19,9 @@ def _read_horizon(value: Any, info: ValidationInfo) -> Any:
     if rollout is None:  # the rollout section is reported by itself, and without it the full length is unknown
         return value
     if not isinstance(value, horizons.BuiltIn):
-        return _read(value, "controller", lambda spec: horizons.build(spec, rollout.full_tokens, rollout.per_step))
+        return _read(
+            value, "controller", lambda spec: horizons.build(spec, rollout.full_tokens, rollout.per_step), info
+        )
     if value.full_tokens != rollout.full_tokens:
         raise as_pydantic(
             RecipeError(
@@ -30,13 +32,13 @@ def _read_horizon(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-def _read_window(value: Any) -> Any:
+def _read_window(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, horizons.Whole | horizons.First | horizons.Last | horizons.Random | horizons.Segment):
         return value
-    return _read(value, "kind", horizons.build_window)
+    return _read(value, "kind", horizons.build_window, info)
 
 
-def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
+def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any], info: ValidationInfo) -> Any:
     """Builds the object that the mapping describes.
 
     A plug-in is built as well, so that its errors show, but the recipe keeps its name and options: the object may have
@@ -46,17 +48,21 @@ def _read(value: Any, tag: str, build: Callable[[Mapping[str, Any]], Any]) -> An
         value = value.spec(tag)
     if not isinstance(value, Mapping):
         raise PydanticCustomError("dict_type", f"Input should be a valid dictionary, with {tag}")
+    own = Plugin.of(value, tag)
+    if own and not may_import(info):
+        return own
     try:
         made = build(value)
     except RecipeError as error:
         raise as_pydantic(error) from error
-    return Plugin.of(value, tag) or made
+    return own or made
 
 
-def _read_own(value: Any) -> objectives.Custom:
+def _read_own(value: Any, info: ValidationInfo) -> objectives.Custom:
     if isinstance(value, objectives.Custom):
         return value
-    return objectives.Custom(value["estimator"], {key: option for key, option in value.items() if key != "estimator"})
+    options = {key: option for key, option in value.items() if key not in ("estimator", "stop")}
+    return objectives.Custom(value["estimator"], options, value.get("stop", "token"), may_import(info))
 
 
 _OPTIONS = {
@@ -84,7 +90,8 @@ def _write_window(value: Any) -> dict[str, Any]:
 
 
 def _write_own(value: objectives.Custom) -> dict[str, Any]:
-    return {"estimator": value.estimator, **value.options}
+    stop = {} if value.stop == "token" else {"stop": value.stop}
+    return {"estimator": value.estimator, **value.options, **stop}
 
 
 Horizon = Annotated[

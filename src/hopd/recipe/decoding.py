@@ -1,8 +1,9 @@
-"""Describes the engine that decodes a recipe's rollouts: hopd itself, a colocated vLLM, or vLLM servers."""
+"""Describes what decodes a recipe's rollouts, hopd itself, a colocated vLLM, or vLLM servers, and what ends them."""
 
-from typing import Annotated, ClassVar, Literal, Self
+import textwrap
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from hopd.errors import RecipeError
 from hopd.recipe.section import Section, kind_named_by
@@ -61,3 +62,25 @@ Decoding = Annotated[
     | Annotated[VllmServers, Tag("<kind vllm_server>")],
     kind_named_by("kind", ("native", "vllm", "vllm_server"), plugins=False),
 ]
+
+
+def _check_ends(value: Any) -> Any:
+    """Raises `RecipeError` unless `value` lists ids and texts. A list of Python or YAML is all that is taken."""
+    if not isinstance(value, list | tuple):
+        raise RecipeError(f"rollout.stop must be a list such as [2, <|im_end|>]; write stop: [{_short(value)}]")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise RecipeError(f"rollout.stop takes ids, tokens and texts, got {_short(item)}; write texts in quotes")
+        if item == "":
+            raise RecipeError("rollout.stop holds an empty text, which every answer contains; remove it")
+        if isinstance(item, int) and not 0 <= item < 2**31:
+            raise RecipeError(f"rollout.stop: an id must be from 0 to {2**31 - 1}, got {_short(item)}")
+    return list(value)
+
+
+def _short(value: Any) -> str:
+    is_long = isinstance(value, int) and abs(value) >= 2**63  # Python refuses to write numbers of many digits
+    return "a number of many digits" if is_long else textwrap.shorten(repr(value), 60, placeholder="…")
+
+
+Ends = Annotated[list[int | str], BeforeValidator(_check_ends)]

@@ -12,12 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from hopd import horizon as horizons
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, missing_target
 from hopd.objective.objective import Full
-from hopd.plugin import Plugin
+from hopd.plugin import Plugin, find_beside
 from hopd.recipe.choices import Horizon, Objective, Window
 from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, TeacherSource
 from hopd.recipe.overrides import override
+from hopd.recipe.plugins import named_code
 from hopd.recipe.section import Section
 from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
 from hopd.recipe.sentences import sentences
@@ -101,12 +102,19 @@ class Recipe(Section):
         return Path(self.output) / self.name
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), imports: bool = True) -> "Recipe":
         """Reads a YAML file and applies `overrides` such as `training.steps=10` or `horizon={controller: full}`.
+
+        Code of your own, module:Name, is imported now, unless `imports` is false: then nothing is known of it but its
+        name, and the recipe can be looked at and not run. It is found beside the recipe too.
 
         Raises `RecipeError` if there is no such file, or if its content is not a valid recipe.
         """
-        return cls.parse(_content(Path(path), overrides), where=str(path))
+        path = Path(path)
+        content = _content(path, overrides)
+        for key, name in named_code(content):
+            find_beside(name, path.absolute().parent, key)
+        return cls.parse(content, where=str(path), imports=imports)
 
     @staticmethod
     def directory_of(path: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -115,10 +123,10 @@ class Recipe(Section):
         return Path(str(content.get("output", "runs"))) / str(content.get("name"))
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+    def parse(cls, content: Mapping[str, Any], where: str = "recipe", imports: bool = True) -> "Recipe":
         """Makes a recipe from a mapping. Raises `RecipeError` whose sentences begin with `where`."""
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content, context={"imports": imports})
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
 
@@ -138,7 +146,7 @@ class Recipe(Section):
 
 def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError(f"no recipe at {path} (looked in {Path.cwd()})")
+        raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

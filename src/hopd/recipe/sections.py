@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hopd.errors import RecipeError
-from hopd.recipe.decoding import Decoding, NativeDecoding
+from hopd.recipe.decoding import Decoding, Ends, NativeDecoding
 from hopd.recipe.sampling import Sampling
 from hopd.recipe.section import Section
 from hopd.recipe.tasks import TaskSource
@@ -16,6 +16,7 @@ class RolloutSection(Section):
     """Sets what a step samples: `samples` rollouts of each of `prompts` prompts.
 
     `full_tokens` is T, and `prompt_tokens` the longest prompt, in tokens; `rows` is the number of concurrent sequences.
+    `stop` ends rollouts, of the evaluation too, at more than the model's own ends: at ids, tokens, or texts.
     `mismatch_alarm` is the difference between the engine's and the learner's log-probs, in nats per token, above which
     the run warns; by default, what rounding explains in the training's precision.
     """
@@ -29,6 +30,7 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+    stop: Ends = []
     rows: int = Field(64, ge=1)
     mismatch_alarm: float | None = Field(None, gt=0)
 

@@ -21,7 +21,8 @@ class FaultKind(StrEnum):
     REJECTED = "rejected"  # any other status: the key, the model name or a sequence is refused
     MALFORMED = "malformed"  # not JSON, or JSON of another form than requested
     WRONG_LENGTH = "wrong_length"
-    NOT_FINITE = "not_finite"  # NaN, null or infinite in place of a log-prob
+    NOT_FINITE = "not_finite"  # NaN or null in place of a log-prob
+    IMPOSSIBLE = "impossible"  # −∞ in place of a log-prob, or the number that stands for it
     OTHER_WEIGHTS = "other_weights"  # not the weights that the run began with, or sent last
 
 

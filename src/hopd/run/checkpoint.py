@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,8 +86,7 @@ def save(
         unfinished.mkdir(parents=True)
         for place, whole in ((unfinished, weights), (Checkpoint(unfinished, step).average, average)):
             if whole:
-                model.save_pretrained(place, state_dict=whole)
-                tokenizer.save_pretrained(place)
+                save_model(place, model, whole, tokenizer)
         for name, group in tensors.items():
             if group or name not in MAY_LACK:
                 saved = {key: tensor.contiguous() for key, tensor in group.items()}
@@ -111,6 +111,16 @@ def save(
 def replace_state(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Replaces the state of a checkpoint at once. Raises `CheckpointError` if that fails; the old one stays."""
     write_atomically(checkpoint.path / STATE, json.dumps(state, indent=1))
+
+
+def save_model(
+    place: Path, model: PreTrainedModel, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes a model directory of Hugging Face: of the adapters alone if the model has any."""
+    with warnings.catch_warnings():  # peft looks for the base's config where only hopd can: package:NAME/PATH
+        warnings.filterwarnings("ignore", message="Could not find a config file in", module="peft")
+        model.save_pretrained(place, state_dict=weights)
+    tokenizer.save_pretrained(place)
 
 
 def find(directory: Path) -> list[Checkpoint]:

@@ -68,7 +68,7 @@ class RunDirectory:
         """Raises `RecipeError` if another process has trained here since `resumed` was found."""
         latest = next(reversed(find(self.checkpoints)), None)
         if (latest and latest.step) != (resumed and resumed.step):
-            raise RecipeError(f"{self.path} was trained by another process in the meantime; start again with --resume")
+            raise RecipeError(f"{self.path} was trained by another process meanwhile; start again with resume=True")
 
     def check_place(self) -> None:
         """Raises `RecipeError` if there can be no directory here."""
@@ -81,8 +81,8 @@ class RunDirectory:
         self.check_place()
         if self.path.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             raise RecipeError(
-                f"{self.path} holds another run: continue it with --resume, give this one another name "
-                "(--set name=...), or remove it"
+                f"{self.path} holds another run: continue it with resume=True, give this one another name "
+                "(name=...), or remove it"
             )
 
     def _check_same(self, recipe: Recipe) -> None:

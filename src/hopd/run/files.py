@@ -64,8 +64,8 @@ def written(path: Path) -> Iterator[None]:
 def remedy(error: BaseException) -> str:
     """Returns what to do about a write that failed."""
     if isinstance(error, OSError) and error.errno not in FULL:
-        return "write an output that can be written to, or mend this one, and continue with --resume"
-    return "make room and continue with --resume"
+        return "write an output that can be written to, or mend this one, and continue with resume=True"
+    return "make room and continue with resume=True"
 
 
 def _finite(value: Any) -> Any:

@@ -72,7 +72,7 @@ def _take(directory: Path) -> int | None:
             os.close(descriptor)
             raise RecipeError(
                 f"{directory} is being trained by {holder}; wait until it ends or stop it, then continue with "
-                "--resume, or give this run another name (--set name=...)"
+                "resume=True, or give this run another name (name=...)"
             ) from None
         except OSError as error:
             os.close(descriptor)

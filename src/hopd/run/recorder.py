@@ -50,8 +50,16 @@ class Recorder:
             finally:
                 self._trackers.close()
 
-    def step(self, step: int, decision: Decision, evidence: Evidence, measured: Mapping[str, Any]) -> None:
-        """Commits the step's work to the ledger and writes what it showed. All processes call it together."""
+    def step(
+        self,
+        step: int,
+        decision: Decision,
+        evidence: Evidence,
+        measured: Mapping[str, Any],
+        teacher: str | None = None,
+    ) -> None:
+        """Commits the step's work to the ledger and writes what it showed, with the alarm of a `teacher` if there is
+        one. All processes call it together."""
         work = self.ledger.commit(self.processes)
         metrics = {
             "step": step,
@@ -67,6 +75,7 @@ class Recorder:
         found = {
             "mismatch": self.mismatch.sentence(step, metrics.get("mismatch", 0.0)),
             "drift": self.drift.sentence(step, decision, evidence),
+            "teacher": teacher,
         }
         alarms = {name: sentence for name, sentence in found.items() if sentence}
         if self.processes.is_first:

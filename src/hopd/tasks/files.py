@@ -1,26 +1,34 @@
-"""Reads prompts from files: JSONL, Parquet, a directory of `datasets`, or the name of a data set on the hub."""
+"""Makes problems of the rows of a file or data set."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
-from pathlib import Path
-from typing import Any, cast
+from math import isfinite
+from typing import Any
 
 from hopd import plugin
 from hopd.errors import TaskError, nearest
-from hopd.tasks.answer import CHECKS, Check
-from hopd.tasks.problem import Problem
+from hopd.tasks.answer import CHECKS, Check, checker, math
+from hopd.tasks.outcome import Outcome
+from hopd.tasks.problem import Problem, lone_surrogate, such
+from hopd.tasks.rows import Row, find, names, read
+from hopd.tasks.track import track
+from hopd.tasks.unreadable import unreadable
 
 
 class PromptFile:
     """Makes one problem of each row: `prompt` names the column with the text or the chat messages, `answer` the column
-    that `check` compares the response with, and `teacher` the column with the teacher's name.
+    that `check` compares the response with, and `teacher` the column with the teacher's name. A name may be a path into
+    a column, `reward_model.ground_truth`.
 
-    `check` is `math`, `exact`, or a function of your own, `module:function`, called as `function(response, answer)`;
-    it returns a float from 0 to 1.
-    Raises `RecipeError` for a check that cannot be loaded, `TaskError` for a missing file or column, an empty prompt,
-    or a row that cannot be read.
+    `check` is `math`, `exact`, or a function of your own, called as `function(response, answer)`, by its name,
+    module:function, or itself; it returns a float from 0 to 1. It runs in processes of its own, and each answer has
+    `check_seconds`, or two seconds for `math`; a lambda, or a function of a notebook, runs in this process. `filter`,
+    too, is a function of your own: called with a row, it returns whether the row is used. `unique` leaves out prompts
+    that came before, and `limit` keeps the first ones of what is left. Raises `RecipeError` for a function that cannot
+    be loaded, `TaskError` for a missing file or column, an empty prompt or answer, or a row that cannot be read.
+    `notes` say what was left out, after `problems` were read.
     """
 
     def __init__(
@@ -28,107 +36,164 @@ class PromptFile:
         path: str,
         prompt: str = "prompt",
         answer: str | None = None,
-        check: str = "math",
+        check: str | Check = "math",
         split: str = "train",
+        config: str | None = None,
         teacher: str | None = None,
+        filter: str | None = None,
+        unique: bool = False,
         limit: int | None = None,
+        check_seconds: float | None = None,
     ):
-        self.path, self.split, self.limit = path, split, limit
+        self.path, self.split, self.config, self.unique, self.limit = path, split, config, unique, limit
         self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher}
-        self.check = _check(check)
+        self.check = check if callable(check) else load_check(check)
+        self._checker = checker(self.check, check_seconds)
+        self.filter = filter
+        self.keeps: Callable[[Row], Any] | None = plugin.load_function(filter, "filter", ("row",)) if filter else None
+        self.notes: list[str] = []
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
-        """Reads the file's problems, at most `limit` of them; an id is the number of a row."""
-        problems = []
-        for number, row in enumerate(islice(_rows(self.path, self.split), self.limit)):
-            problems.append(self._problem(number, row))
+        """Reads the file's problems, at most `limit` of them; an id is the number of a row, counted from 0."""
+        problems: list[Problem] = []
+        faults: dict[str, list[int]] = {}
+        left_out = Counter[str]()
+        for number, values in self._used(left_out):
+            if fault := self._fault(values):
+                faults.setdefault(fault, []).append(number)
+            else:
+                problems.append(Problem(number, **values))
+            if len(problems) + sum(map(len, faults.values())) == self.limit:
+                break
+        for fault, rows in faults.items():
+            raise TaskError(f"{self.path}, row {rows[0] + 1}: {fault}{such(len(rows))}")
         if not problems:
-            raise TaskError(f"{self.path} has no rows")
+            raise TaskError(f"{self.path} has no rows" + (f" that {self.filter} keeps" if left_out else ""))
+        self.notes = [f"{count:,} rows of {self.path} are left out: {reason}" for reason, count in left_out.items()]
         return problems
 
+    def _used(self, left_out: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields number and values of each row that is used, and counts the others by the reason. Equal prompts, of
+        which there may be very many, are one object."""
+        columns = None if self.keeps else [column for column in self.columns.values() if column]
+        prompts, seen = dict[Any, Any](), set[Any]()
+        for number, row in enumerate(track(read(self.path, self.split, self.config, columns), f"reading {self.path}")):
+            if not self._keeps(number, row):
+                left_out[f"{self.filter} does not keep them"] += 1
+                continue
+            values = {role: self._value(number, row, role) for role in self.columns}
+            prompt = values["prompt"]
+            key = prompt if isinstance(prompt, str) else (json.dumps(prompt, default=str),)
+            values["prompt"] = prompts.setdefault(key, prompt)
+            if self.unique and (key, str(values["teacher"])) in seen:
+                left_out["their prompts came before (unique)"] += 1
+                continue
+            seen.add((key, str(values["teacher"])))
+            yield number, values
+
     def score(self, problem: Problem, response: str) -> float:
-        """Returns the result of `check`. Raises `TaskError` without an answer column."""
-        if self.columns["answer"] is None:
-            raise TaskError(f"{self.path}: to check answers, name the answer column: answer: COLUMN")
+        """Returns the result of `check`, or raises what it raises. Raises `TaskError` without an answer column."""
+        self._check_column()
         return float(self.check(response, problem.answer))
 
-    def _problem(self, number: int, row: dict[str, Any]) -> Problem:
-        where = f"{self.path}, row {number + 1}"
-        values = {}
-        for role, column in self.columns.items():
-            if column is not None and column not in row:
-                raise TaskError(
-                    f"{where}: no column {column!r} for the {role}{nearest(column, row)}; it has {', '.join(row)}"
-                )
-            values[role] = None if column is None else row[column]
-        prompt = values["prompt"]
-        if self.columns["answer"] and (values["answer"] is None or not str(values["answer"]).strip()):
-            raise TaskError(f"{where}: the answer is empty, and every response would be scored wrong")
-        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-            raise TaskError(f"{where}: the prompt is empty")
-        if not isinstance(prompt, str | list):
-            raise TaskError(f"{where}: a prompt is a text or a list of chat messages, got {type(prompt).__name__}")
-        return Problem(id=number, prompt=prompt, answer=values["answer"], teacher=values["teacher"])
+    def outcomes(self, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """Checks many answers, several at once. Raises `TaskError` without an answer column."""
+        self._check_column()
+        return self._checker.run([(response, problem.answer) for problem, response in answered])
 
+    def remarks(self) -> Iterator[str]:
+        """Yields a sentence if `math` cannot read some of the answers."""
+        if self.check is math and (remark := unreadable([problem.answer for problem in self.problems])):
+            yield f"{self.path}: {remark}"
 
-def _rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    path = Path(source)
-    if path.suffix in (".jsonl", ".parquet") and not path.is_file():
-        raise TaskError(f"{source} does not exist (looked in {Path.cwd()})")
-    if path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet
+    def close(self) -> None:
+        """Ends the processes that check answers; later calls start new ones."""
+        self._checker.close()
 
+    def _check_column(self) -> None:
+        if self.columns["answer"] is None:
+            raise TaskError(
+                f"{self.path}: to check answers, name the answer column: answer: COLUMN, in Python answer=..."
+            )
+
+    def _keeps(self, number: int, row: Row) -> bool:
+        if self.keeps is None:
+            return True
+        where = f"{self.path}, row {number + 1}: the filter {self.filter}"
         try:
-            table = pyarrow.parquet.ParquetFile(path)
-        except pyarrow.ArrowException as error:
-            raise TaskError(f"{path} is no Parquet file: {error}") from error
-        for batch in table.iter_batches():
-            yield from batch.to_pylist()
-    elif path.suffix == ".json":
-        raise TaskError(f"{source}: write one JSON object a line and name the file .jsonl")
-    else:
-        yield from _dataset(source, split)
+            kept = self.keeps(row)
+        except Exception as error:
+            raise TaskError(f"{where} failed with {type(error).__name__}: {str(error)[:160]}") from error
+        if kept is None:
+            raise TaskError(f"{where} returned nothing; it must return True for a row to use and False for another")
+        return bool(kept)
+
+    def _value(self, number: int, row: Row, role: str) -> Any:
+        column = self.columns[role]
+        try:
+            return None if column is None else find(row, column)
+        except KeyError as error:
+            known = list(names(row))
+            raise TaskError(
+                f"{self.path}, row {number + 1}: no column {column!r} for the {role}{nearest(str(column), known)}; it "
+                f"has {_listed(known)}"
+            ) from error
+
+    def _fault(self, values: Mapping[str, Any]) -> str | None:
+        """Says what is wrong with a row, if anything is."""
+        prompt, answer, teacher = values["prompt"], values["answer"], values["teacher"]
+        if self.columns["answer"] and (reason := _unusable(answer)):
+            return f"the answer {reason}, and every response would be scored wrong"
+        if prompt is None or (isinstance(prompt, str | list) and _is_empty(prompt)):
+            return "the prompt is empty"
+        if not isinstance(prompt, str | list):
+            return f"a prompt is a text or a list of chat messages, got {type(prompt).__name__}"
+        if self.columns["teacher"] and not isinstance(teacher, str):
+            return f"the teacher must be a name, got {type(teacher).__name__}"
+        return None
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except json.JSONDecodeError as error:
-                raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-            except UnicodeDecodeError as error:
-                raise TaskError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            if not isinstance(row, dict):
-                raise TaskError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-            yield row
+def _is_empty(prompt: str | list[Any]) -> bool:
+    """Tells whether there is nothing to answer: no text, or a last message without any. An assistant's last message,
+    which is continued, may be empty."""
+    if isinstance(prompt, str) or not prompt:
+        return _is_blank(prompt)
+    last = prompt[-1]
+    if not isinstance(last, Mapping) or "role" not in last or last["role"] == "assistant":
+        return False  # the chat template says what it wants
+    return _is_blank(last.get("content"))
 
 
-def _dataset(source: str, split: str) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    try:
-        if Path(source).is_dir() and not any(Path(source).glob("*.parquet")):
-            loaded = datasets.load_from_disk(source)
-            data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            data = datasets.load_dataset(source, split=split)
-    except (OSError, ValueError, KeyError) as error:
-        raise TaskError(
-            f"{source!r} is no .jsonl or .parquet file, no datasets directory, and no dataset with a split {split!r} "
-            f"that can be reached: {str(error).splitlines()[0]}"
-        ) from error
-    yield from data
+def _is_blank(content: Any) -> bool:
+    """Tells whether the content of a message, a text or a list of parts, has no text and nothing else."""
+    if isinstance(content, list):
+        return all(
+            isinstance(part, Mapping) and part.get("type") == "text" and _is_blank(part.get("text")) for part in content
+        )
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
-def _check(name: str) -> Check:
+def _unusable(answer: Any) -> str | None:
+    if isinstance(answer, float) and not isfinite(answer):
+        return f"is {answer}"
+    if answer is None or answer in ([], {}) or not str(answer).strip():
+        return "is empty"
+    broken = lone_surrogate(answer) if isinstance(answer, str) else None
+    return f"holds {broken}" if broken else None
+
+
+def _listed(columns: Sequence[str]) -> str:
+    text = ", ".join(columns)
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def load_check(name: str) -> Check:
+    """Returns the check of that name. Raises `TaskError` for an unknown one, `RecipeError` for one of your own that
+    cannot be imported or called."""
     if name in CHECKS:
         return CHECKS[name]
     if not plugin.is_plugin(name):
         raise TaskError(f"check must be one of {', '.join(CHECKS)}, or module:function; got {name!r}")
-    return cast(Check, plugin.load(name, "check"))
+    check: Callable[..., Any] = plugin.load_function(name, "check", ("response", "answer"))
+    return check

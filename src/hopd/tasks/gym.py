@@ -3,12 +3,15 @@
 import contextlib
 import inspect
 import io
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from hopd.errors import TaskError, nearest
+from hopd.tasks.answer import OWN_SECONDS
+from hopd.tasks.outcome import Outcome
 from hopd.tasks.problem import Problem
+from hopd.tasks.workers import Workers
 
 
 class ReasoningGym:
@@ -36,6 +39,7 @@ class ReasoningGym:
             self.dataset = reasoning_gym.create_dataset(name, size=size, seed=seed, **(options or {}))
         except (AssertionError, TypeError, ValueError) as error:
             raise TaskError(f"reasoning-gym refuses the options of {name}: {error}") from error
+        self._checker = Workers(partial(_score, self.dataset), OWN_SECONDS, forks=True)
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
@@ -47,7 +51,23 @@ class ReasoningGym:
 
     def score(self, problem: Problem, response: str) -> float:
         """Returns the dataset's own score of the response, from 0 to 1."""
-        return float(self.dataset.score_answer(answer=_answer(response), entry=problem.answer))
+        return _score(self.dataset, response, problem.answer)
+
+    def outcomes(self, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """Checks many answers, several at once: some datasets compute with what a response says."""
+        return self._checker.run([(response, problem.answer) for problem, response in answered])
+
+    def remarks(self) -> Iterator[str]:
+        """Yields nothing: the answers are the dataset's own."""
+        yield from ()
+
+    def close(self) -> None:
+        """Ends the processes that check answers; later calls start new ones."""
+        self._checker.close()
+
+
+def _score(dataset: Any, response: str, entry: dict[str, Any]) -> float:
+    return float(dataset.score_answer(answer=_answer(response), entry=entry))
 
 
 def _answer(response: str) -> str:

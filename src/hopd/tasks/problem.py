@@ -1,8 +1,13 @@
 """A problem is a prompt with what it takes to check an answer. This file knows nothing of tokens or models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from hopd.tasks.outcome import Outcome, attempt
+
+Message = dict[str, Any]
+"""A chat message, with its `role` and `content`."""
 
 
 @dataclass(frozen=True)
@@ -12,7 +17,7 @@ class Problem:
     there is only one."""
 
     id: int
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     answer: Any = None
     teacher: str | None = None
 
@@ -28,3 +33,42 @@ class Task(Protocol):
     def score(self, problem: Problem, response: str) -> float:
         """Returns how correct a response to the problem is, from 0 to 1."""
         ...
+
+
+@runtime_checkable
+class ManyAnswers(Protocol):
+    """Is a task that checks many answers at once, none of which can stop or hold up the others."""
+
+    def outcomes(self, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+        """Returns what checking each response gave. Raises `TaskError` if the task cannot check answers at all."""
+        ...
+
+    def remarks(self) -> Iterator[str]:
+        """Yields a sentence for each thing about its answers that a person should know before a run."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes that check; later calls start new ones."""
+        ...
+
+
+def outcomes(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:
+    """Checks many answers: at once where the task can, one after another in this process where it has only `score`."""
+    if isinstance(task, ManyAnswers):
+        return task.outcomes(answered)
+    return [attempt(task.score, problem, response) for problem, response in answered]
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Describes the first character that was cut in half, which no tokenizer can read, or returns None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(0, error.start - 12) : error.start]
+        return f"half of a character, the lone surrogate {text[error.start]!a}, after {before!r}"
+    return None
+
+
+def such(count: int) -> str:
+    """Returns how many rows have the fault that a sentence shows one row of, or nothing for one alone."""
+    return f" ({count:,} such rows)" if count > 1 else ""

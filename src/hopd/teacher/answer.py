@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,10 +25,22 @@ class Scores:
     top_log_probs: Float[Tensor, "N K"]
     decoded: tuple[str | None, ...]
 
+    @property
+    def has_gaps(self) -> bool:
+        """Tells whether a score is missing."""
+        return bool(self.log_probs.isnan().any() or self.top_log_probs.isnan().any())
 
-def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: int) -> list[Scores]:
+    def with_last(self, other: "Scores") -> "Scores":
+        """Returns the scores with the probability of another sequence's last token added to that of the own last."""
+        both = torch.stack([self.log_probs[-1:], other.log_probs[-1:]])
+        last = both.nan_to_num(-math.inf).logsumexp(0)  # one that is impossible adds nothing
+        last = last.masked_fill(last.isinf(), math.nan)
+        return replace(self, log_probs=torch.cat([self.log_probs[:-1], last]))
+
+
+def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: int, gaps: bool = False) -> list[Scores]:
     """Returns the scores of each sequence of token ids, with the `top` likeliest tokens below `vocabulary`. Raises
-    `Fault` rather than fill in a missing number."""
+    `Fault` rather than fill in a missing number; with `gaps`, log-probs that are not finite are NaN instead."""
     try:
         choices = json.loads(body)["choices"]
         choices = sorted(choices, key=lambda choice: choice["index"])
@@ -38,28 +50,31 @@ def read_answer(body: bytes, sequences: list[list[int]], top: int, vocabulary: i
     if len(answered) != len(sequences):
         raise Fault(FaultKind.WRONG_LENGTH, f"it scored {len(answered)} of {len(sequences)} sequences")
     try:
-        return [_scores(*pair, top, vocabulary) for pair in zip(answered, sequences, strict=True)]
+        return [_scores(*pair, top, vocabulary, gaps) for pair in zip(answered, sequences, strict=True)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Fault(FaultKind.MALFORMED, f"its answer is not what was asked for ({error!r})") from error
 
 
-def _scores(places: list[Any] | None, ids: list[int], top: int, vocabulary: int) -> Scores:
+def _scores(places: list[Any] | None, ids: list[int], top: int, vocabulary: int, gaps: bool) -> Scores:
     if places is None:
         raise Fault(FaultKind.NOT_FINITE, "it gave null in place of the prompt's log-probs")
     if len(places) != len(ids):
         raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(places)} log-probs for a sequence of {len(ids)} tokens")
     log_probs, top_ids, top_log_probs, decoded = [], [], [], []
-    for place, token in zip(places[1:], ids[1:], strict=True):
-        if place is None:
-            raise Fault(FaultKind.NOT_FINITE, "it gave null in place of a log-prob")
-        entry = place[str(token)]
-        log_probs.append(_finite(entry["logprob"]))
+    for number, (place, token) in enumerate(zip(places[1:], ids[1:], strict=True), 1):
+        entry = {"logprob": None} if place is None else place[str(token)]
+        of_token = _number(entry["logprob"], f"of id {token}, token {number} of a sequence", gaps)
         decoded.append(entry.get("decoded_token"))
+        log_probs.append(of_token)
         if top:
             # Likeliest first. Ids that only the teacher has (padding of its vocabulary) mean nothing to the student.
-            likely = sorted((-_finite(e["logprob"]), int(id)) for id, e in place.items() if int(id) < vocabulary)[:top]
+            known = {int(id): e["logprob"] for id, e in (place or {}).items() if int(id) < vocabulary}
+            likely = [(-_number(p, f"of id {id} after token {number}", gaps), id) for id, p in known.items()]
+            if place is None or any(math.isnan(negative) for negative, _ in likely):
+                likely = [(math.nan, 0)] * top
             if len(likely) < top:
                 raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(likely)} likely tokens at a position, not {top}")
+            likely = sorted(likely)[:top]
             top_ids.append([id for _, id in likely])
             top_log_probs.append([-negative for negative, _ in likely])
     return Scores(
@@ -70,9 +85,13 @@ def _scores(places: list[Any] | None, ids: list[int], top: int, vocabulary: int)
     )
 
 
-def _finite(value: Any) -> float:
-    if value is None or not math.isfinite(value) or value <= IMPOSSIBLE:
-        raise Fault(FaultKind.NOT_FINITE, f"it gave {value} in place of a log-prob")
+def _number(value: Any, what: str, gaps: bool) -> float:
+    """Returns a log-prob. Raises `Fault` for what is none, or with `gaps` returns NaN for what is not finite."""
+    if value is None or math.isnan(value) or value <= IMPOSSIBLE:
+        if gaps:
+            return math.nan
+        kind = FaultKind.IMPOSSIBLE if value is not None and value <= IMPOSSIBLE else FaultKind.NOT_FINITE
+        raise Fault(kind, f"it gave {'null' if value is None else value} in place of the log-prob {what}")
     if value > 1e-3:
         raise Fault(FaultKind.MALFORMED, f"it gave {value} as a log-prob; serve with --logprobs-mode raw_logprobs")
     return float(value)

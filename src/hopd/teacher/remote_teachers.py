@@ -9,8 +9,8 @@ from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.remote import Fault, FaultKind, RequestStats
 from hopd.rollout.batch import Batch
-from hopd.teacher.remote import RemoteTeacher
-from hopd.teacher.teacher import RoutedTeacher, Teacher
+from hopd.teacher.remote import HOW, RemoteTeacher
+from hopd.teacher.teacher import Teacher, by_name
 
 
 class RemoteTeachers:
@@ -31,10 +31,26 @@ class RemoteTeachers:
         """Returns faults, retries and lost seconds since the last call. All processes call it together."""
         if not self.teachers:
             return {}
+        gaps = sum(self.processes.gather([teacher.gaps for teacher in self.teachers.values()]))
         stats = sum((teacher.client.stats for teacher in self.teachers.values()), RequestStats())
         for teacher in self.teachers.values():
             teacher.client.stats = RequestStats()
-        return stats.metrics("teacher", self.processes)
+        skipped = {"teacher_skipped_tokens": gaps} if gaps else {}
+        return stats.metrics("teacher", self.processes) | skipped
+
+    def alarm(self) -> str | None:
+        """Returns a sentence on the loss tokens that a teacher gave no score for in the last step; None if there are
+        none. All processes call it together."""
+        found = self.processes.gather([(teacher.example, teacher.gaps) for teacher in self.teachers.values()])
+        example = next((example for example, _ in found if example), None)
+        if example is None:
+            return None
+        return f"{example}; such tokens carry no loss, in this step {sum(gaps for _, gaps in found)}: {HOW}"
+
+    def without_gaps(self, batch: Batch) -> Batch:
+        """Returns the batch with no weight on the loss tokens that its teacher gave no score for."""
+        teacher = self.teachers.get(batch.teacher or "") or self.teachers.get("")
+        return batch if teacher is None else teacher.without_gaps(batch)
 
     def fingerprints(self) -> dict[str, list[float]]:
         """Returns the log-probs by which a resumed run recognizes each teacher's weights, for a checkpoint."""
@@ -48,8 +64,7 @@ class RemoteTeachers:
 
 def remote_by_name(teacher: Teacher) -> dict[str, RemoteTeacher]:
     """Returns the remote ones among a run's teachers; an only teacher has the empty name."""
-    named = teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}
-    return {name: each for name, each in named.items() if isinstance(each, RemoteTeacher)}
+    return {name: each for name, each in by_name(teacher).items() if isinstance(each, RemoteTeacher)}
 
 
 def check_remote(

@@ -42,3 +42,8 @@ class RoutedTeacher:
                 f"{nearest(str(batch.teacher), self.teachers)}"
             )
         return self.teachers[batch.teacher].score(batch)
+
+
+def by_name(teacher: Teacher) -> dict[str, Teacher]:
+    """Returns a run's teachers by name; an only teacher has the empty name."""
+    return teacher.teachers if isinstance(teacher, RoutedTeacher) else {"": teacher}

@@ -16,7 +16,7 @@ from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
 from hopd.model import LanguageModel
 from hopd.model.flops import PassCost
-from hopd.objective import Objective, TokenStatistics, distillation_loss
+from hopd.objective import Objective, StopClass, TokenStatistics, distillation_loss
 from hopd.processes import Processes
 from hopd.rollout import Batch, Rollout, Stream, fold, pack, uniform
 from hopd.run.ledger import Ledger
@@ -64,7 +64,7 @@ class Learner:
 
         Raises `NonFiniteLoss`, which names the rollout.
         """
-        batches = self.batches(rollouts, seed)
+        batches = [self.remote.without_gaps(batch) for batch in self.batches(rollouts, seed)]
         own = sum(float((batch.at.weight > 0).sum()) for batch in batches)
         count = self.processes.total(own)
         # Processes that share a sharded model gather its layers together, so all must run equally many passes.
@@ -122,8 +122,10 @@ class Learner:
             signal = (teacher or self.teacher).score(batch)
         with self.ledger.phase("update"):
             hidden = batch.states(self.student.hidden(batch.ids))
+            head = self.student.head
+            stop = StopClass.of(self.objective, self.student.stop_ids, head.vocabulary)
             return distillation_loss(
-                self.objective, self.student.head, hidden, signal, batch.at, self.temperature, compares=self.compares
+                self.objective, head, hidden, signal, batch.at, self.temperature, compares=self.compares, stop=stop
             )
 
     def _dummy_pass(self) -> None:

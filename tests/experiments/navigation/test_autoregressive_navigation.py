@@ -15,6 +15,7 @@ EXPERIMENT = EXPERIMENTS["autoregressive-navigation"]
 def work(tmp_path, monkeypatch):
     """Gives a folder with untrained policies, and shortens distillation to 20 steps."""
     monkeypatch.setattr(autoregressive_navigation, "STEPS_OF_DISTILLATION", 20)
+    monkeypatch.setattr(autoregressive_navigation, "EVALUATIONS", 2)
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
         torch.save(TransformerPolicy().state_dict(), tmp_path / f"{name}.pt")

@@ -10,7 +10,7 @@ from experiments.spending import case as cases
 from experiments.spending import job as jobs
 from experiments.spending.case import CASES
 from experiments.spending.job import Job
-from experiments.spending.page import claims, ratios, runs_of, write
+from experiments.spending.page import claims, margin, ratios, runs_of, write
 from experiments.spending.search import RATES, chosen, comparing, searching
 from experiments.spending.spend import SHARE, grid, schemes
 from hopd import horizon
@@ -73,6 +73,26 @@ def test_the_best_rate_is_that_of_the_last_two_evaluations_and_of_equals_the_low
         [line("OPD", 4e-4, [1.0, 0.8, 0.9]), line("OPD", 2e-4, [0.0, 0.9, 0.8]), line("OPD", 1e-4, [1, 0, 0])]
     )
     assert best == {("quickstart", "OPD"): 2e-4}
+
+
+def test_the_adaptive_controller_has_one_rate_for_all_cases() -> None:
+    """The best in the mean over the cases, among those that every case was tried at."""
+    lines = [
+        line("adaptive", rate, [accuracy], case=case)
+        for case, of_rates in {
+            "quickstart": {1e-4: 0.9, 2e-4: 0.95, 4e-4: 1.0},
+            "two-phase": {1e-4: 0.9, 2e-4: 0.8},
+        }.items()
+        for rate, accuracy in of_rates.items()
+    ]
+    assert set(chosen(lines).values()) == {1e-4}
+
+
+def test_a_margin_is_that_of_two_proportions_and_none_of_untested_runs() -> None:
+    tested = [line("OPD", 1e-4, [0.9], tested=0.9, seed=seed) for seed in range(3)]
+    runs = {"OPD": tested, "adaptive": [one | {"spend": "adaptive"} for one in tested]}
+    assert margin(runs, "adaptive") == " ± 2.1"  # 1.96 · (2 · .9 · .1 / 1536) ** .5
+    assert margin({**runs, "adaptive": [line("adaptive", 1e-4, [0.9])]}, "adaptive") == ""
 
 
 def test_costs_are_those_of_the_first_evaluation_within_a_point_of_opds_end() -> None:

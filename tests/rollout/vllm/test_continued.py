@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hopd.errors import EngineError, ServerUnavailable
+from hopd.model.stop import Stop
 from hopd.rollout import FinishReason, Rollout, Sampling, Stretch, fold
 from tests.test_processes import launched, run
 
@@ -183,3 +184,28 @@ def test_a_process_without_rollouts_takes_part_in_the_weight_sync(server, tmp_pa
     """The first process sends the weights in turns that only the second one samples in."""
     (tmp_path / "turns.py").write_text(TURNS.format(server=server.url, directory=tmp_path / "weights"))
     run(launched(2, [str(tmp_path / "turns.py")]))
+
+
+def test_a_text_that_spans_two_requests_ends_the_rollout_at_its_last_token(server, synced, student, prompts, begin):
+    engine = synced(server, concurrency=1)
+    whole = continued(engine, begin(engine), limit=40)
+    decode = student.tokenizer.decode
+    text = decode(whole[0].ids[3:7])  # begun by 5 tokens
+    student.stop = Stop.of([text], student.tokenizer)
+    server.tell("faults", [])
+    begun = begin(engine)
+    ended = [rollout for rollout in begun if rollout.finish is FinishReason.STOP]
+    going = [rollout for rollout in begun if rollout.finish is FinishReason.HORIZON]
+    ended += continued(engine, going, limit=40)
+    params = [body["sampling_params"] for body in bodies(server)]
+    assert all(each["stop"] == [text] and each["include_stop_str_in_output"] and each["detokenize"] for each in params)
+    by_key = {(rollout.prompt.id, rollout.sample): rollout for rollout in whole}
+    assert any(rollout.length > 5 and text in decode(rollout.ids) for rollout in ended)
+    for rollout in ended:
+        full = by_key[rollout.prompt.id, rollout.sample]
+        length = next((n for n in range(1, full.length + 1) if text in decode(full.ids[:n])), full.length)
+        assert rollout.ids.tolist() == full.ids[:length].tolist()
+        assert rollout.finish is (FinishReason.STOP if text in decode(full.ids[:length]) else full.finish)
+    stopped = next(rollout for rollout in ended if text in decode(rollout.ids))
+    with pytest.raises(EngineError, match="finish reason stop"):
+        continued(engine, [stopped], limit=40)

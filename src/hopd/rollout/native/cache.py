@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 _ATTENTION = {"full_attention", "sliding_attention"}
+_RECURRENT = {"linear_attention", "conv", "mamba", "recurrent"}
 BLOCK = 64  # positions by which the cache grows: it is copied once in 64 tokens
 # On a GPU it grows by this factor: freed memory there fits no later, larger request, and a CUDA graph can be replayed
 # only while the cache stays at its address.
@@ -107,8 +108,15 @@ def _grown(old: torch.Tensor, used: int, end: int) -> torch.Tensor:
 
 
 def attends_everywhere(config: PretrainedConfig) -> bool:
-    """Tells whether every layer has keys and values, and none is recurrent."""
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) <= _ATTENTION
+    """Tells whether every layer has keys and values, and none is recurrent or masks by their number (GPT-Neo)."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["full_attention"]
+    return set(kinds) <= _ATTENTION
+
+
+def attends_nowhere(config: PretrainedConfig) -> bool:
+    """Tells whether every layer is recurrent, as in Mamba: past positions are in its state, and no mask is needed."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    return bool(kinds) and kinds <= _RECURRENT
 
 
 def joined(caches: Sequence[Cache], width: int) -> Cache:

@@ -18,10 +18,12 @@ from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
 from hopd.rollout.native.acceleration import TokenDecoder, decoding, decoding_note
+from hopd.rollout.native.agreement import check_agreement
 from hopd.rollout.native.cache import has_rows, row_of
 from hopd.rollout.native.mask import DecodingMask
 from hopd.rollout.native.prefix import Prefix, prefixes, read
 from hopd.rollout.native.record import Record
+from hopd.rollout.native.tails import Tails
 from hopd.rollout.random import seeds, uniform
 from hopd.rollout.rollout import Prompt, Rollout, Stretch, starts
 from hopd.rollout.sampling import draw_tokens
@@ -57,7 +59,8 @@ class NativeEngine(Engine):
             return self._extend(stretches, sampling) if stretches else []
 
     def check(self, longest: int) -> list[str]:
-        """Returns how tokens are decoded."""
+        """Returns how tokens are decoded. Raises `ModelError` for a model that decodes otherwise than it learns."""
+        check_agreement(self, self.model)
         return [decoding_note(self.model)]
 
     def _extend(self, stretches: Sequence[Stretch], sampling: Sampling) -> list[Rollout]:
@@ -109,6 +112,7 @@ class NativeEngine(Engine):
         record = Record(len(stretches), device)
         running = torch.ones_like(rows.live, dtype=torch.bool)
         length, stopped = torch.zeros_like(rows.live), torch.zeros_like(running)
+        tails = Tails(model.stop, stretches)
         # To count the running sequences, the CPU waits for a GPU, so there it counts less often.
         look_every, compact_at = (1, COMPACT_AT) if device.type == "cpu" else (16, COMPACT_GPU_AT)
 
@@ -119,7 +123,7 @@ class NativeEngine(Engine):
             tokens, log_probs = draw_tokens(sampling, head.scale_and_cap(project(hidden)), draws[:, t % DRAWN_AHEAD])
             record.append(tokens, log_probs)
             length += running
-            stop = (tokens[:, None] == stop_ids).any(-1) & running
+            stop = ((tokens[:, None] == stop_ids).any(-1) | tails.completed_by(tokens)) & running
             stopped |= stop
             running &= ~stop
             if room is not None:
@@ -135,6 +139,7 @@ class NativeEngine(Engine):
                     cache.reorder_cache(kept)  # type: ignore[arg-type]
                     seen.reorder(kept)
                     rows, tokens, draws = rows.select(kept), tokens[kept], draws[kept]
+                    tails.select(kept)
                     running, length, stopped = running[kept], length[kept], stopped[kept]
                     room = None if room is None else room[kept]
             if t + 1 == limit:

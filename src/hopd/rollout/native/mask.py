@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hopd.model import LanguageModel
 from hopd.rollout.native.acceleration import groups_attention
-from hopd.rollout.native.cache import attends_everywhere, capacity
+from hopd.rollout.native.cache import attends_everywhere, attends_nowhere, capacity
 
 HIDDEN = float("-inf")
 
@@ -19,6 +19,7 @@ class DecodingMask:
 
     def __init__(self, model: LanguageModel, prompts: Bool[Tensor, "R P"]):
         self.prompts = prompts
+        self._masks_tokens = not attends_nowhere(model.config)
         self._grows = attends_everywhere(model.config)
         self._same_in_all_layers = groups_attention(model) and not getattr(model.config, "sliding_window", None)
         self._added = torch.full((len(prompts), self._room(prompts.shape[1])), HIDDEN, device=prompts.device)
@@ -29,8 +30,11 @@ class DecodingMask:
         """Returns the mask for the pass over the prompts, None where a causal one is enough."""
         return None if bool(self.prompts.all()) else self.prompts
 
-    def of_token(self, position: int) -> Float[Tensor, "R 1 1 K"] | Bool[Tensor, "R K"]:
-        """Returns the mask for the pass that writes the cache at `position`; call it for every position, in order."""
+    def of_token(self, position: int) -> Float[Tensor, "R 1 1 K"] | Bool[Tensor, "R K"] | None:
+        """Returns the mask for the pass that writes the cache at `position`, None where nothing attends; call it for
+        every position, in order."""
+        if not self._masks_tokens:
+            return None
         if (missing := self._room(position + 1) - self._added.shape[1]) > 0:
             self._added = torch.nn.functional.pad(self._added, (0, missing), value=HIDDEN)
         self._added[:, position] = 0.0

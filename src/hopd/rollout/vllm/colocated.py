@@ -108,7 +108,7 @@ class ColocatedVllm:
             log_probs = [place[id].logprob for id, place in zip(ids, answer.logprobs, strict=True)]
             versions = [span.version for span in answer.weight_versions or ()]
             try:
-                made.append(request.rollout(ids, log_probs, versions, self._versions.current))
+                made.append(request.rollout(ids, log_probs, versions, self._versions.current, answer.finish_reason))
             except Fault as fault:
                 raise EngineError(f"colocated vLLM: {fault}") from fault
         return made

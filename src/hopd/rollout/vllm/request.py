@@ -9,6 +9,7 @@ import torch
 
 from hopd.errors import EngineError
 from hopd.model import LanguageModel
+from hopd.model.stop import NO_STOP, Stop
 from hopd.recipe.sampling import Sampling
 from hopd.remote import Fault, FaultKind
 from hopd.rollout.random import fold
@@ -25,6 +26,7 @@ class Request:
     cut: FinishReason
     stop_ids: frozenset[int]
     vocabulary: int
+    stop: Stop = NO_STOP
 
     @property
     def token_ids(self) -> list[int]:
@@ -34,6 +36,8 @@ class Request:
     def sampling_params(self, sampling: Sampling) -> dict[str, Any]:
         """Returns vLLM's sampling parameters. Everything that changes the distribution is set, because a server takes
         the rest from its model's generation config."""
+        # vLLM sees no further back than its request, so `rollout` looks for texts too; here they save tokens.
+        texts = {"stop": list(self.stop.texts), "include_stop_str_in_output": True, "skip_special_tokens": False}
         return {
             "max_tokens": self.max_tokens,
             "temperature": sampling.temperature,
@@ -47,17 +51,31 @@ class Request:
             "ignore_eos": True,  # only `stop_token_ids` end a response
             "stop_token_ids": sorted(self.stop_ids),
             "logprobs": 0,  # of the sampled token only
-            "detokenize": False,
+            "detokenize": bool(self.stop.texts),
+            **(texts if self.stop.texts else {}),
         }
 
-    def rollout(self, ids: Sequence[int], log_probs: Sequence[float], versions: Sequence[str], version: str) -> Rollout:
-        """Returns the rollout with these tokens. Raises `Fault` if they are incomplete, or if any of them was sampled
-        with other weights than `version`."""
+    def rollout(
+        self,
+        ids: Sequence[int],
+        log_probs: Sequence[float],
+        versions: Sequence[str],
+        version: str,
+        finish: str | None = None,
+    ) -> Rollout:
+        """Returns the rollout with these tokens, up to the one that completes a stop text. `finish` is vLLM's reason.
+
+        Raises `Fault` if they are incomplete, or if any of them was sampled with other weights than `version`."""
         if other := set(versions) - {version}:
             raise Fault(FaultKind.OTHER_WEIGHTS, f"it sampled with the weights {min(other)!r}, not {version!r}")
         if len(ids) != len(log_probs) or not 0 < len(ids) <= self.max_tokens:
             raise Fault(FaultKind.WRONG_LENGTH, f"it gave {len(ids)} tokens and {len(log_probs)} log-probs")
-        stopped = ids[-1] in self.stop_ids
+        so_far = self.stretch.rollout.ids.tolist()
+        end = self.stop.end([*so_far, *ids], start=len(so_far))
+        if end is not None:
+            ids, log_probs = ids[: end - len(so_far)], log_probs[: end - len(so_far)]
+        by_text = end is not None or (bool(self.stop.texts) and finish == "stop")
+        stopped = by_text or ids[-1] in self.stop_ids
         if not stopped and len(ids) < self.max_tokens:
             reason = f"it ended after {len(ids)} of {self.max_tokens} tokens without a reason"
             raise Fault(FaultKind.WRONG_LENGTH, reason)
@@ -91,13 +109,14 @@ def requests(model: LanguageModel, stretches: Sequence[Stretch]) -> list[Request
         room = stretch.limit - rollout.length
         if model.context is not None:
             room = min(room, model.context - len(stretch.read))
-        if room < 1 or not model.stop_ids.isdisjoint(rollout.ids[-1:].tolist()):
+        ended = bool(rollout.length) and rollout.finish is FinishReason.STOP
+        if room < 1 or ended or not model.stop_ids.isdisjoint(rollout.ids[-1:].tolist()):
             raise EngineError(
                 f"{rollout} cannot be continued to {stretch.limit} tokens: it has {rollout.length}, with finish reason "
                 f"{rollout.finish}; only rollouts that were cut below the limit and the context can be continued"
             )
         cut = stretch.cut(room, model.context)
-        made.append(Request(stretch, room, cut, model.stop_ids, model.head.vocabulary))
+        made.append(Request(stretch, room, cut, model.stop_ids, model.head.vocabulary, model.stop))
     return made
 
 

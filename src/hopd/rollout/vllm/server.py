@@ -137,7 +137,8 @@ class RemoteVllm:
                 if ids != [place["token_id"] for place in places]:
                     raise ValueError("its log-probs are of other tokens")
                 versions = [span["version"] for span in choice["weight_versions"]]
-            return asked[n].rollout(ids, log_probs, versions, self._version)
+                finish = choice.get("finish_reason")
+            return asked[n].rollout(ids, log_probs, versions, self._version, finish)
 
         bodies = [
             {"token_ids": request.token_ids, "sampling_params": request.sampling_params(sampling)} for request in asked
