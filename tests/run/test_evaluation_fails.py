@@ -80,9 +80,9 @@ def test_an_evaluation_that_fails_costs_no_step_and_the_run_goes_on_to_the_same_
     saved, expected = (load_file(run / "checkpoints" / "step-000004" / "model.safetensors") for run in runs)
     assert all(saved[name].equal(expected[name]) for name in expected)
     for name in ("evaluations", "scores", "metrics"):
-        mine, theirs = ((run / f"{name}.jsonl").read_text().split("\n") for run in runs)
-        assert len(mine) == len(theirs)
-    assert [line.get("accuracy") for line in map(json.loads, mine[:-1])] == [None, 0.5, None, 0.5]
+        lines, expected = ([json.loads(line) for line in (run / f"{name}.jsonl").open()] for run in runs)
+        assert len(lines) == len(expected)
+    assert [line.get("accuracy") for line in lines] == [None, 0.5, None, 0.5]
 
 
 def test_a_score_that_is_no_number_is_null_and_never_the_best(tiny, tmp_path, broken):
