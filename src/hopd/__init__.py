@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hopd.rollout import Sampling as Sampling
     from hopd.teacher import LocalTeacher as LocalTeacher
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "Distiller": "hopd.distiller",
