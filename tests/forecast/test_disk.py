@@ -17,7 +17,8 @@ QUIET = Progress(quiet=True)
 
 def disk(tiny, resume=None, steps=6):
     recipe = Recipe.load(tiny, [f"training.steps={steps}", "checkpoint.every=1"])
-    return list(preflight(build(recipe, resume=resume, progress=QUIET)))[-1]
+    lines = preflight(build(recipe, resume=resume, progress=QUIET))
+    return next(line for line in lines if line.startswith("disk:"))
 
 
 def test_a_resumed_run_needs_room_for_what_is_not_there(tiny, monkeypatch):

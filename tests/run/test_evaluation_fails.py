@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -13,84 +15,94 @@ from safetensors.torch import load_file
 from hopd import Distiller, Recipe
 from hopd.run import checkpoint
 
-TASK = """
-import os, time
-from pathlib import Path
-from hopd.tasks import RepeatedAddition
+EVALUATION = "evaluation={task: {source: addition, steps: 1, size: 8, held_out: true}, every: 2}"
+SETTINGS = [EVALUATION, "training.steps=4", "checkpoint.every=50"]
+FAILING = """
+import os, sys, time
+from hopd import Distiller, Recipe
 
-class Broken(RepeatedAddition):
-    def __init__(self, how: str):
-        super().__init__(1, 8, 0, True)
-        self.how, self.calls = how, 0
+_, how, path, *settings = sys.argv
+run = Distiller.of(Recipe.load(path, settings), overrides=settings)
+evaluate = run.parts.evaluator.run
 
-    def score(self, problem, response):
-        self.calls += 1
-        evaluation = (self.calls - 2) // 12  # one call at the start; 8 problems and 4 samples
-        if self.how == "nan":
-            return [0.5, float("nan"), 0.25][max(0, evaluation)]
-        if evaluation == 1 and os.environ.get("MENDED") != "yes":
-            if self.how == "raises":
-                raise KeyError("boxed")
-            if self.how == "hangs":
-                time.sleep(1000)
-            os.kill(os.getpid(), 9)
-        return 0.5
+def fail():
+    if run.step < 2:
+        return evaluate()
+    if how == "raises":
+        raise KeyError("boxed")
+    if how == "hangs":
+        time.sleep(1000)
+    if how == "exits":
+        sys.exit(1)
+    os.kill(os.getpid(), 9)
+
+run.parts.evaluator.run = fail
+run.train()
 """
-
-
-@pytest.fixture
-def broken(tmp_path, monkeypatch):
-    """Settings of a run whose second evaluation, after two of four steps, fails in a way."""
-    (tmp_path / "broken_task.py").write_text(TASK)
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def settings(how):
-        task = f"evaluation={{task: {{source: 'broken_task:Broken', how: {how}}}, every: 2}}"
-        return [task, "training.steps=4", "checkpoint.every=50"]
-
-    return settings
 
 
 def steps_saved(tmp_path):
     return [found.step for found in checkpoint.find(tmp_path / "runs" / "tiny" / "checkpoints")]
 
 
-@pytest.mark.parametrize("how", ["raises", "is killed", "hangs"])
-def test_an_evaluation_that_fails_costs_no_step_and_the_run_goes_on_to_the_same_bits(
-    command, tiny, tmp_path, broken, monkeypatch, how
-):
-    arguments = ["train", tiny, *(f"--set={setting}" for setting in broken(how))]
-    program = [sys.executable, "-m", "hopd", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as child:
-        if how == "hangs":
-            while child.poll() is None and steps_saved(tmp_path) != [2]:
-                time.sleep(0.05)
-            child.send_signal(signal.SIGKILL)
-        child.communicate()
-    assert child.returncode == (1 if how == "raises" else -signal.SIGKILL)
-    assert steps_saved(tmp_path) == [2]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A function that trains the same run without a failure, once."""
+    run = tmp_path_factory.mktemp("whole") / "tiny"
 
-    monkeypatch.setenv("MENDED", "yes")
+    def train(tiny):
+        if not run.exists():
+            Distiller.of(Recipe.load(tiny, [*SETTINGS, f"output={run.parent}"])).train()
+        return run
+
+    return train
+
+
+@pytest.mark.parametrize("how", ["raises", "exits", "hangs", "is killed"])
+def test_an_evaluation_that_fails_costs_no_step_and_the_run_goes_on_to_the_same_bits(
+    command, tiny, tmp_path, whole, how
+):
+    program = [sys.executable, "-c", FAILING, how, str(tiny), *SETTINGS]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=os.environ) as child:
+        while how == "hangs" and child.poll() is None and steps_saved(tmp_path) != [2]:
+            time.sleep(0.05)
+        if how == "hangs":
+            child.send_signal(signal.SIGKILL)
+        _, err = child.communicate()
+    assert child.returncode == (1 if how in ("raises", "exits") else -signal.SIGKILL), err
+    assert steps_saved(tmp_path) == [2]
+    assert ("The 2 complete steps are saved: continue with --resume" in err) == (how == "raises")
+
     resumed = command("train", tiny, "--resume")
     assert resumed.code == 0, resumed.err
     assert "settings of the run so far: evaluation=" in resumed.out
-    assert command(*arguments, f"--set=output={tmp_path / 'whole'}").code == 0
-    runs = [tmp_path / "runs" / "tiny", tmp_path / "whole" / "tiny"]
-    saved, expected = (load_file(run / "checkpoints" / "step-000004" / "model.safetensors") for run in runs)
-    assert all(saved[name].equal(expected[name]) for name in expected)
+    runs = [tmp_path / "runs" / "tiny", whole(tiny)]
+    mine, theirs = (load_file(run / "checkpoints" / "step-000004" / "model.safetensors") for run in runs)
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
     for name in ("evaluations", "scores", "metrics"):
-        lines, expected = ([json.loads(line) for line in (run / f"{name}.jsonl").open()] for run in runs)
-        assert len(lines) == len(expected)
-    assert [line.get("accuracy") for line in lines] == [None, 0.5, None, 0.5]
+        lines, expected = (
+            [json.loads(line) for line in (run / f"{name}.jsonl").read_bytes().splitlines()] for run in runs
+        )
+        assert [(line["step"], line.get("accuracy")) for line in lines] == [
+            (line["step"], line.get("accuracy")) for line in expected
+        ]
+    assert [line.get("accuracy") is None for line in lines] == [True, False, True, False]
 
 
-def test_a_score_that_is_no_number_is_null_and_never_the_best(tiny, tmp_path, broken):
-    best = ["checkpoint={every: 50, keep_last: 1, keep_best: true}", "evaluation.at_start=false"]
-    settings = [*broken("nan"), *best, "training.steps=6"]
-    Distiller.of(Recipe.load(tiny, settings)).train()
+def test_a_score_that_is_no_number_is_null_and_never_the_best(tiny, tmp_path):
+    best = ["checkpoint={every: 50, keep_last: 1, keep_best: true}", "evaluation.at_start=false", "training.steps=6"]
+    run = Distiller.of(Recipe.load(tiny, [*SETTINGS, *best]))
+    assert run.parts.evaluator is not None
+    evaluate, scores = run.parts.evaluator.run, iter([0.5, float("nan"), 0.25])
+
+    def scored():
+        found: Any = evaluate()
+        return replace(found, measure=replace(found.measure, accuracy=next(scores)))
+
+    run.parts.evaluator.run = scored  # type: ignore[method-assign]
+    run.train()
     assert steps_saved(tmp_path) == [2, 6]
-    run = tmp_path / "runs" / "tiny"
-    assert not [path for path in run.rglob("*.json*") if "NaN" in path.read_text()]
-    scores = [json.loads(line)["score"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    assert scores == [0.5, None, 0.25]
+    files = (tmp_path / "runs" / "tiny").rglob("*.json*")
+    assert not [path for path in files if "NaN" in path.read_text()]
+    lines = (tmp_path / "runs" / "tiny" / "evaluations.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["score"] for line in lines] == [0.5, None, 0.25]
