@@ -27,6 +27,10 @@ NOISE = 0.05  # of an adapter's B, which is zero at first: with it, adapters cha
 WITHIN = {"fp32": 1e-2, "bf16": 0.2}
 
 
+class _NoRoom(Exception):
+    """The disk did not take the student."""
+
+
 def check_saved(parts: Parts) -> str:
     """Raises `ModelError` unless the student that a checkpoint holds, its adapters merged, computes what the student
     does; returns a sentence, which says so if there is no room to try. All processes call it together."""
@@ -43,7 +47,11 @@ def check_saved(parts: Parts) -> str:
             scale = float((expected - adapted * _logits(student, ids)).norm())
         with parts.processes.together():
             if first:
-                error = float((_read_back(parts, place, weights, ids) - expected).norm()) / max(scale, 1e-12)
+                try:
+                    logits = _read_back(parts, place, weights, ids)
+                except _NoRoom as full:
+                    return f"checkpoint: not read back, since {place} could not take it ({full})"
+                error = float((logits - expected).norm()) / max(scale, 1e-12)
                 if not error <= WITHIN[parts.recipe.training.precision]:
                     raise ModelError(
                         f"the student {student.name}, saved as a checkpoint, {kind}, has other logits, by "
@@ -94,7 +102,10 @@ def _read_back(parts: Parts, place: Path, weights: dict[str, Tensor], ids: Tenso
     student = parts.student
     try:
         with tempfile.TemporaryDirectory(prefix=".hopd-", dir=place) as saved:
-            save_model(Path(saved), student.model, weights, student.tokenizer)
+            try:
+                save_model(Path(saved), student.model, weights, student.tokenizer)
+            except Exception as error:  # safetensors has error types of its own for a failed write
+                raise _NoRoom(error) from error
             loaded = load_saved(parts.recipe, Path(saved))
     except ModelError as error:
         raise ModelError(f"{student.name}, saved as a checkpoint, cannot be read back: {error}") from error
