@@ -43,7 +43,10 @@ def test_without_the_key_everything_is_sampled() -> None:
         ({"objective": {"estimator": "top_k", "importance_cap": 2}}, "were not sampled"),
         ({"horizon": {"controller": "adaptive"}, "rollout.off_policy": MIXED | {"share": 1}}, "leaves none"),
         (
-            {"horizon": {"controller": "plateau", "start": 10}, "rollout.off_policy": MIXED | {"share": 1}},
+            {
+                "horizon": {"controller": "plateau", "start": 10, "increment": 5},
+                "rollout.off_policy": MIXED | {"share": 1},
+            },
             "a smaller share",
         ),
     ],

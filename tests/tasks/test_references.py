@@ -10,6 +10,7 @@ from hopd.assembly import build
 from hopd.errors import HopdError, TaskError
 from hopd.forecast.outlook import check_recipe
 from hopd.recipe import Recipe
+from hopd.tasks import Problem
 from tests.tasks.letters import TOKENS, TURNS, letters, save_model
 
 EOS, END = 1, 2
@@ -43,6 +44,15 @@ def recipe(path: Path, models: dict[str, str], *answers: Any, student: str = "st
         "training": {"steps": 2, "learning_rate": 1e-3},
     }
     return Recipe.parse(content | changes)
+
+
+class Own:
+    """Is a task of one's own, whose problems have references."""
+
+    problems = (Problem(0, "1+1", reference="2"), Problem(1, "1+2", reference="3"))
+
+    def score(self, problem: Problem, response: str) -> float:
+        return float(response == problem.reference)
 
 
 def references(made: Recipe) -> list[list[int]]:
@@ -113,6 +123,13 @@ def test_unusable_ones_are_refused_with_a_row_and_a_count(
     assert "p.jsonl, row 2: " in str(error.value)
     assert "(2 such rows)" in str(error.value)
     assert len(str(error.value)) <= 400
+
+
+def test_problems_of_a_task_of_ones_own_have_their_references(models: dict[str, str], tmp_path: Path) -> None:
+    made = recipe(tmp_path, models, "x").model_dump()
+    made["task"] = {"source": f"{__name__}:Own"}
+    made["rollout"]["off_policy"] = {"share": 0.5}
+    assert references(Recipe.parse(made)) == [[*ids("2"), EOS], [*ids("3"), EOS]]
 
 
 def test_a_column_that_is_not_there_is_an_error_with_the_nearest_name(models: dict[str, str], tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def accumulated(made: Learner, rollouts: list[Rollout]) -> tuple[dict[str, Tenso
     statistics = StepStatistics(T, exact=True)
     made.accumulate(rollouts, seed=0, statistics=statistics)
     statistics.add_rollouts(rollouts)
-    return {name: master.grad.clone() for name, master in made.optimizer.masters.items()}, statistics
+    masters = made.optimizer.masters
+    return {name: each.grad.clone() for name, each in masters.items() if each.grad is not None}, statistics
 
 
 def plain(models: tuple[LanguageModel, LanguageModel], rollouts: list[Rollout], window: int, kind: str) -> Any:
