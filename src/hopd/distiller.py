@@ -140,13 +140,18 @@ class Distiller:
         parts, settings = self.parts, self.parts.recipe.rollout
         mini_batch = parts.recipe.training.mini_batch
         batches = parts.flight.deal(decision, self.step, mini_batch and mini_batch * settings.samples)
-        stretches = [slot.stretch(decision) for slots in batches for slot in slots]
+        sampled = [slot for slots in batches for slot in slots if not slot.rollout.is_reference]
+        stretches = [slot.stretch(decision) for slot in sampled]
         with parts.ledger.phase("rollout"):
-            rollouts = parts.engine.extend(stretches, parts.sampling)
+            anything = parts.processes.total(len(stretches))  # with off_policy.share: 1 there is nothing to sample
+            rollouts = parts.engine.extend(stretches, parts.sampling) if anything else []
         parts.ledger.add_stretches(stretches, rollouts, parts.learner.student_cost)
         statistics.add_gained(parts.ledger.pending.generated_tokens)
         extended = iter(rollouts)
-        mini_batches = [parts.flight.land(slots, [next(extended) for _ in slots]) for slots in batches]
+        mini_batches = [
+            parts.flight.land(slots, [s.rollout if s.rollout.is_reference else next(extended) for s in slots])
+            for slots in batches
+        ]
         parts.ledger.add_ended([rollout for ended in mini_batches for rollout in ended], settings.full_tokens)
         return mini_batches
 

@@ -42,6 +42,7 @@ from hopd.teacher import Teacher
 from hopd.training.averaging import WeightAverage
 from hopd.training.flight import Flight
 from hopd.training.learner import Learner
+from hopd.training.mixture import Mixture
 from hopd.training.optimizer import MasterOptimizer
 from hopd.training.order import PromptOrder
 from hopd.training.sketch import Sketch
@@ -91,10 +92,11 @@ def build(
     models = load_models(recipe, processes.device, resumed.path if resumed else None, teacher)
     student = models.student
     rollout, training = recipe.rollout, recipe.training
-    prompts = build_prompts(recipe.task, student, rollout, models.teachers)
+    prompts = build_prompts(recipe.task, student, rollout, models.teachers, trained=True)
     order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed, rollout.samples)
     total_steps = order.steps(training)
-    flight = Flight(order, rollout.prompts * rollout.samples, rollout.full_tokens, recipe.seed, processes)
+    mixture = Mixture(rollout.off_policy.share, recipe.seed) if rollout.off_policy else None
+    flight = Flight(order, rollout.per_step, rollout.full_tokens, recipe.seed, processes, mixture)
     controller = controller or recipe.controller()
 
     sketch = _sketch(recipe, controller, models)  # before the student is sharded
@@ -147,7 +149,9 @@ def build(
     keeps = (
         isinstance(rollout.engine, NativeDecoding) and rollout.engine.keys == "kept" and controller.decide(0).continues
     )
-    mismatch = MismatchAlarm.of(rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps)
+    mismatch = MismatchAlarm.of(
+        rollout.engine.kind, training.precision, several, rollout.mismatch_alarm, keeps, corrects=mixture is None
+    )
     progress = progress or Progress(quiet=not processes.is_first)
     return Parts(
         recipe=recipe,

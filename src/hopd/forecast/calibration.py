@@ -153,8 +153,10 @@ class Calibration:
         if whole:
             full = self.cost(decision.longest(self.rollout.full_tokens))
             share = whole / self.rollout.per_step
-            if decision.continues:
-                share *= min(1.0, decision.tokens / full.serial_tokens)
+            if decision.continues and full.serial_tokens:
+                # One that is sampled takes so many steps, a reference answer takes one.
+                steps = max(1.0, full.serial_tokens / decision.tokens)
+                share /= self.rollout.sampled_share * (steps - 1) + 1
                 full = replace(full, serial_tokens=min(decision.tokens, full.serial_tokens))
             cost = cost.plus(full.times(share))
         return cost
@@ -215,9 +217,10 @@ class Calibration:
         )
 
     def _cost(self, horizon: int) -> Cost:
-        rollouts = [_cut(rollout, horizon) for rollout in self.sampled]
-        flops = {phase: self.waves * flops for phase, flops in self._flops(rollouts).items()}
-        work = {phase: self.waves * amount for phase, amount in self._work(rollouts).items()}
+        rollouts, sampled = [_cut(rollout, horizon) for rollout in self.sampled], self.rollout.sampled_share
+        references = self._references(horizon)
+        flops = self._mixed(self._flops(rollouts), self._flops(references))
+        work = self._mixed(self._work(rollouts), self._work(references))
         at = [measured.horizon for measured in self.measured]
 
         def between(values: Sequence[float]) -> float:
@@ -227,19 +230,31 @@ class Calibration:
         updates = -(-self.rollout.prompts // (self.parts.recipe.training.mini_batch or self.rollout.prompts))
         seconds["update"] += updates * between([measured.apply_seconds for measured in self.measured])
         lengths = [rollout.length for rollout in rollouts]
-        return Cost(self.waves * sum(lengths), max(lengths), flops, seconds)
+        return Cost(self.waves * sampled * sum(lengths), max(lengths) if sampled else 0, flops, seconds)
+
+    def _references(self, horizon: int) -> list[Rollout]:
+        """Returns the reference answers to the prompts of a wave, cut at the horizon; none where no step has any."""
+        samples = range(self.rollout.samples) if self.rollout.off_policy else ()
+        return [Rollout.of_reference(prompt, sample, horizon, 0) for prompt in self.prompts for sample in samples]
+
+    def _mixed(self, sampled: dict[str, float], references: dict[str, float]) -> dict[str, float]:
+        """Returns the amounts of all waves, by phase, where a share of the rollouts is sampled."""
+        share = self.rollout.sampled_share
+        return {
+            phase: self.waves * (share * x + (1 - share) * references.get(phase, 0.0)) for phase, x in sampled.items()
+        }
 
     def _work(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Returns what a phase's seconds are proportional to: FLOPs, or tokens of a teacher that computes elsewhere."""
         flops = self._flops(rollouts)
-        return flops | {"teacher": flops["teacher"] or float(sum(rollout.length for rollout in rollouts))}
+        return flops | {"teacher": flops.get("teacher") or float(sum(rollout.length for rollout in rollouts))}
 
     def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         parts = self.parts
-        prefilled = {r.prompt.id: len(r.prompt.ids) for r in rollouts}.values()
-        flops = {
-            "rollout": parts.learner.student_cost.generate([(len(r.prompt.ids), r.length) for r in rollouts], prefilled)
-        }
+        generated = [rollout for rollout in rollouts if not rollout.is_reference]
+        prefilled = {r.prompt.id: len(r.prompt.ids) for r in generated}.values()
+        lengths = [(len(r.prompt.ids), r.length) for r in generated]
+        flops = {"rollout": parts.learner.student_cost.generate(lengths, prefilled)}
         for batch in parts.learner.batches(rollouts, parts.recipe.seed):
             for phase, more in parts.learner.flops(batch).items():
                 flops[phase] = flops.get(phase, 0.0) + more

@@ -1,5 +1,6 @@
 """Estimates a run's peak memory from the sizes of its parts. It is arithmetic, not a measurement."""
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -58,7 +59,8 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
     if rollouts is None:
         rollouts = max(sum(decision.parts(recipe.rollout.per_step)) for decision in ends)
     longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
-    rollout = rollout_bytes(parts, min(recipe.rollout.rows, rollouts), horizon)
+    sampled = math.ceil(rollouts * recipe.rollout.sampled_share)
+    rollout = rollout_bytes(parts, min(recipe.rollout.rows, sampled), horizon)
     if student.sharding.units:
         rollout += (trained + frozen) * element
     if isinstance(recipe.rollout.engine, NativeDecoding) and recipe.rollout.engine.keys == "kept":

@@ -26,7 +26,7 @@ def check_recipe(
     per_step = rollout.prompts * rollout.samples
     if steps is None:
         yield f"length: {recipe.training.epochs:g} epochs; below, the first {STEPS_SHOWN} steps"
-    yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts"
+    yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts{_references(recipe)}"
     if imports or controller or not isinstance(recipe.horizon, Plugin):
         yield from _spends(recipe, controller or recipe.controller(), steps or STEPS_SHOWN)
     if recipe.evaluation:
@@ -35,14 +35,27 @@ def check_recipe(
     yield f"files: {recipe.directory}/"
 
 
+def _references(recipe: Recipe) -> str:
+    """Says how many of a step's rollouts are reference answers, and where a step has one of them more than once."""
+    mixed, samples = recipe.rollout.off_policy, recipe.rollout.samples
+    if mixed is None:
+        return ""
+    said = f", of which {100 * mixed.share:g} % are reference answers, which nobody generates"
+    if mixed.share * samples > 1:
+        said += f"; a step has that of a prompt {mixed.share * samples:g} times in the mean: write samples: 1 for once"
+    return said
+
+
 def _spends(recipe: Recipe, controller: Controller, steps: int) -> Iterator[str]:
     rollout, per_step = recipe.rollout, recipe.rollout.per_step
     for first, last, low, high in stages(controller, steps):
         tokens = f"{low}" if low == high else f"{low} to {high}"
         decision = controller.decide(first)
         most = max(controller.decide(step).at_most(per_step, rollout.full_tokens) for step in range(first, last + 1))
+        most = round(most * rollout.sampled_share)
+        bound = "about" if 0 < rollout.sampled_share < 1 else "at most"  # a step may have one reference answer less
         yield (
-            f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, at most {most:,} generated a step "
+            f"steps {first + 1} to {last + 1}: horizon {tokens} tokens, {bound} {most:,} generated a step "
             f"({100 * most / (per_step * rollout.full_tokens):.0f} % of full rollouts){_spend(decision)}"
         )
 

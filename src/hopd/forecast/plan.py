@@ -63,7 +63,7 @@ class Plan:
     @property
     def width(self) -> float | None:
         """Returns how many rollouts' tokens take as long as one serial token, if both take time."""
-        a_token = self.machine.b * self.full.flops / self.full.tokens
+        a_token = self.machine.b * self.full.flops / self.full.tokens if self.full.tokens else 0.0
         return self.machine.a / a_token or None if a_token else None
 
     def lines(self) -> Iterator[str]:

@@ -46,7 +46,10 @@ def preflight(parts: Parts) -> Iterator[str]:
     yield from compare_ends(parts)
     yield from parts.evaluator.check() if parts.evaluator else ()
     tokens = min(TINY_TOKENS, parts.recipe.rollout.full_tokens)
-    rollouts = parts.engine.sample(_tiny_prompts(parts), tokens, parts.sampling, fold(parts.recipe.seed))
+    prompts, seed = _tiny_prompts(parts), fold(parts.recipe.seed)
+    rollouts = parts.engine.sample(prompts, tokens, parts.sampling, seed)
+    if parts.recipe.rollout.off_policy:
+        rollouts += [Rollout.of_reference(prompt, 0, tokens, seed) for prompt in prompts]
     yield _check_same_model_is_zero(parts, rollouts)
     yield _check_real_step(parts, rollouts)
     yield f"memory: {estimate_memory(parts)}"
@@ -190,7 +193,7 @@ def _check_real_step(parts: Parts, rollouts: list[Rollout]) -> str:
     norm = parts.learner.apply(step=0)
     moved = parts.processes.highest(parts.learner.optimizer.roll_back(before))
     parts.ledger.pending = Account()
-    loss, mismatch = statistics.mean("loss"), statistics.mean("mismatch")
+    loss, mismatch = statistics.loss, statistics.mean("mismatch")
     if not mismatch <= parts.recorder.mismatch.threshold:
         raise ModelError(
             f"the engine's log-probs and the learner's are {mismatch:.3g} nats a token apart, above "

@@ -108,6 +108,9 @@ class Evidence:
     with `edges[i] <= t < edges[i + 1]`; `counts[i]` is their number. `edges` are powers of two, because few rollouts
     reach the late positions: narrow bins would hold few tokens there. `blocks` are tenths of the full length, with the
     exact divergence where the loss is one, and `gradients` compares them, where they are sketched.
+
+    All of it is of what the student sampled. `references` counts the reference answers that were trained on beside it
+    (`rollout.off_policy`).
     """
 
     step: int
@@ -122,6 +125,7 @@ class Evidence:
     gradients: Gradients | None = None
     mean_age: float = 0.0
     generated_tokens: int = 0
+    references: int = 0
 
 
 class Controller(Protocol):

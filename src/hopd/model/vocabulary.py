@@ -107,6 +107,15 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((id for id in ids if id in special), None)
 
 
+def end_of_answer(model: LanguageModel, chat: bool) -> int | None:
+    """Returns the end that belongs behind a whole answer: of those that end the model's rollouts, the chat template's
+    end of a turn in a `chat`, else the tokenizer's end of sequence, else the lowest id. None if nothing ends them."""
+    ends = {id for id in model.stop_ids if id < model.head.vocabulary}
+    declared = ends - (model.stop.ids - next(iter(model.declared_ends.values()), frozenset()))
+    preferred = [end_of_turn(model.tokenizer) if chat else None, model.tokenizer.eos_token_id]
+    return next((id for id in preferred if id in ends), min(declared or ends, default=None))
+
+
 def named(model: LanguageModel, ids: Sequence[int]) -> str:
     """Returns ids with their tokens, for a sentence."""
     names = [f"{id} {model.tokenizer.convert_ids_to_tokens(id)!r}" for id in ids]

@@ -85,6 +85,8 @@ class Recipe(Section):
                 f"horizon.whole must be at most the {self.rollout.per_step} rollouts of a step (rollout.prompts × "
                 f"rollout.samples), got {whole}; write horizon.rollouts for more"
             )
+        if self.rollout.off_policy:
+            self.rollout.off_policy.check(self.task, self.objective, self.horizon)
         return self
 
     def controller(self) -> horizons.Controller:

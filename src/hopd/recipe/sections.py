@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from hopd.errors import RecipeError
 from hopd.recipe.decoding import Decoding, Ends, NativeDecoding
+from hopd.recipe.off_policy import OffPolicySection
 from hopd.recipe.sampling import Sampling
 from hopd.recipe.section import Section
 from hopd.recipe.tasks import TaskSource
@@ -16,6 +17,7 @@ class RolloutSection(Section):
     """Sets what a step samples: `samples` rollouts of each of `prompts` prompts.
 
     `full_tokens` is T, and `prompt_tokens` the longest prompt, in tokens; `rows` is the number of concurrent sequences.
+    `off_policy` takes a share of the rollouts from the task's reference answers instead of the student.
     `stop` ends rollouts, of the evaluation too, at more than the model's own ends: at ids, tokens, or texts.
     `mismatch_alarm` is the difference between the engine's and the learner's log-probs, in nats per token, above which
     the run warns; by default, what rounding explains in the training's precision.
@@ -24,6 +26,7 @@ class RolloutSection(Section):
     engine: Decoding = NativeDecoding()
     prompts: int = Field(ge=1)
     samples: int = Field(1, ge=1)
+    off_policy: OffPolicySection | None = None
     full_tokens: int = Field(ge=1)
     prompt_tokens: int = Field(1024, ge=1)
     too_long: Literal["drop", "error"] = "drop"
@@ -43,6 +46,11 @@ class RolloutSection(Section):
     def per_step(self) -> int:
         """Returns the number of rollouts in a step, unless the horizon says another."""
         return self.prompts * self.samples
+
+    @property
+    def sampled_share(self) -> float:
+        """Returns the share of rollouts that the student samples; the others are reference answers."""
+        return 1 - self.off_policy.share if self.off_policy else 1.0
 
     @model_validator(mode="after")
     def _untempered_log_probs(self) -> "RolloutSection":

@@ -16,7 +16,7 @@ from hopd.rollout.rollout import Rollout
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Holds one micro-batch of B sequences of at most L tokens, with N loss tokens; all sequences have the same
-    teacher.
+    teacher, and all or none of them are reference answers.
 
     `ids` are prompts and responses, padded on the right, which needs no mask in a causal model. The hidden state at
     `ids[at.row[n], column[n]]` predicts loss token n.
@@ -32,6 +32,11 @@ class Batch:
         """Returns the hidden states that predict the loss tokens, in their order: no others reach the vocabulary
         head."""
         return hidden[self.at.row, self.column]
+
+    @property
+    def is_reference(self) -> bool:
+        """Tells whether the sequences are reference answers, which nobody sampled."""
+        return self.rollouts[0].is_reference
 
     @property
     def lengths(self) -> list[int]:

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SHUFFLE = 2  # after the run's seed, before the epoch: the order of the prompts
     ADAPTERS = 2**62  # after the run's seed, where other counters are steps: the first weights of LoRA's adapters
     SKETCH = 2**62 + 1  # after the run's seed, as well: the signs that sketch gradients
+    REFERENCE = 2**62 + 2  # after the run's seed, before a group of rollouts: which of them is a reference answer
 
 
 _MASK = 2**64 - 1

@@ -14,7 +14,7 @@ from hopd.errors import TaskError
 class FinishReason(StrEnum):
     """Says why a rollout ended."""
 
-    STOP = "stop"  # the student sampled an end-of-sequence id; it is the last token
+    STOP = "stop"  # the student sampled an end-of-sequence id, the last token; or a reference answer is whole
     HORIZON = "horizon"  # cut at the number of tokens that the caller allowed
     CONTEXT = "context"  # cut at the model's context length
 
@@ -22,11 +22,13 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True)
 class Prompt:
     """Holds a prompt's token ids. `id` keys the random numbers of its rollouts; `teacher` names the teacher that scores
-    them, None where there is only one."""
+    them, None where there is only one. `reference` is an answer that was not sampled, with its end, if it has one.
+    """
 
     id: int
     ids: Int[Tensor, " P"]
     teacher: str | None = None
+    reference: Int[Tensor, " S"] | None = None
 
     def check_room(self, context: int | None) -> None:
         """Raises `TaskError` if the prompt is empty or leaves no room for a response in a model's context."""
@@ -48,6 +50,8 @@ class Rollout:
     A rollout that was cut at the horizon can go on in a later step. `seed` keys its random numbers, with prompt, sample
     and position. `ages` says how many steps ago each token was sampled (None: all in this step), and `cache` holds the
     keys and values of all tokens but the last (layer, 2, head, token, width), if its engine kept them.
+
+    With `is_reference` it is the prompt's reference answer: nobody sampled it, and its `log_probs` are NaN.
     """
 
     prompt: Prompt
@@ -58,11 +62,20 @@ class Rollout:
     seed: int = 0
     ages: Int[Tensor, " T"] | None = None
     cache: Tensor | None = None
+    is_reference: bool = False
 
     @classmethod
     def start(cls, prompt: Prompt, sample: int, seed: int) -> "Rollout":
         """Returns a rollout without tokens."""
         return cls(prompt, sample, torch.empty(0, dtype=torch.long), torch.empty(0), FinishReason.HORIZON, seed)
+
+    @classmethod
+    def of_reference(cls, prompt: Prompt, sample: int, limit: int, seed: int) -> "Rollout":
+        """Returns the prompt's reference answer, whole or cut after `limit` tokens."""
+        assert prompt.reference is not None
+        finish = FinishReason.STOP if len(prompt.reference) <= limit else FinishReason.HORIZON
+        ids = prompt.reference[:limit]
+        return cls(prompt, sample, ids, torch.full(ids.shape, torch.nan), finish, seed, is_reference=True)
 
     def extended(
         self,
@@ -98,7 +111,7 @@ class Rollout:
         return len(self.ids)
 
     def __str__(self) -> str:
-        return f"rollout of prompt {self.prompt.id}, sample {self.sample}"
+        return f"{'reference' if self.is_reference else 'rollout'} of prompt {self.prompt.id}, sample {self.sample}"
 
 
 @dataclass(frozen=True, eq=False)

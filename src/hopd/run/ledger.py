@@ -33,6 +33,8 @@ class Account:
     longest rollout of each step, over all processes: what a machine waits for that holds all rollouts of a step at
     once. An engine with fewer rows than rollouts decodes them in waves and waits longer; its rows are not in the count.
     FLOPs and seconds are by phase: rollout, teacher, update, evaluation.
+
+    `reference_tokens` are those of reference answers: scored and trained on, and not generated.
     """
 
     prompt_tokens: int = 0
@@ -42,6 +44,7 @@ class Account:
     trained_tokens: int = 0
     evaluated_tokens: int = 0
     serial_tokens: int = 0
+    reference_tokens: int = 0
     flops: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -113,8 +116,12 @@ class Ledger:
         self.add(prompt_tokens=sum(lengths), generated_tokens=sum(gained), serial_tokens=max(gained, default=0))
 
     def add_ended(self, rollouts: Sequence[Rollout], full_tokens: int) -> None:
-        """Counts what full rollouts would have been."""
-        self.add(full_rollouts_tokens=sum(full_tokens if r.finish == "horizon" else r.length for r in rollouts))
+        """Counts what full rollouts would have been, and the tokens of reference answers."""
+        sampled = [rollout for rollout in rollouts if not rollout.is_reference]
+        self.add(
+            full_rollouts_tokens=sum(full_tokens if r.finish == "horizon" else r.length for r in sampled),
+            reference_tokens=sum(rollout.length for rollout in rollouts if rollout.is_reference),
+        )
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

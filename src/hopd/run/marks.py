@@ -69,8 +69,11 @@ def prompts_mark(prompts: PromptSet, says: Any, answers: bool) -> Mark:
     for prompt in prompts.prompts:
         problem = prompts.problems[prompt.id]
         asked = (prompt.id, problem.prompt, prompt.teacher, problem.answer if answers else None)
-        texts.update(json.dumps(asked, default=_kind).encode())
+        learnt = () if prompt.reference is None else (problem.reference,)
+        texts.update(json.dumps((*asked, *learnt), default=_kind).encode())
         ids.update(f"{prompt.id} {len(prompt.ids)} ".encode() + prompt.ids.long().numpy().tobytes())
+        if prompt.reference is not None:
+            ids.update(f"{len(prompt.reference)} ".encode() + prompt.reference.long().numpy().tobytes())
     template = str(prompts.tokenizer.chat_template)
     return {
         "says": says,

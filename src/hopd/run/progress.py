@@ -78,7 +78,8 @@ class Progress:
         left = duration(training / done * (self._total - m["step"]))
         left += " and evaluations left" if self._evaluating else " left"
         speed = m["generated_tokens"] / m["seconds"] if m["seconds"] else 0.0
-        learnt = f"KL estimate {m['reverse_kl']:.4f}  loss {m['loss']:.4f}" if m["rollouts"] else "all rollouts go on"
+        learnt = f"KL estimate {m['reverse_kl']:.4f}  " if m["rollouts"] else ""
+        learnt += f"loss {m['loss']:.4f}" if "loss" in m else "all rollouts go on"
         stopped = f"  stop rate {100 * m['stop_rate']:.0f} %" if m["rollouts"] else ""
         return (
             f"{self._name}: step {m['step']}/{self._total}  horizon {m['horizon']}  {learnt}  "

@@ -19,8 +19,8 @@ from hopd.tasks.unreadable import unreadable
 
 class PromptFile:
     """Makes one problem of each row: `prompt` names the column with the text or the chat messages, `answer` the column
-    that `check` compares the response with, and `teacher` the column with the teacher's name. A name may be a path into
-    a column, `reward_model.ground_truth`.
+    that `check` compares the response with, `teacher` the column with the teacher's name, and `reference` the one with
+    an answer to learn from. A name may be a path into a column, `reward_model.ground_truth`.
 
     `check` is `math`, `exact`, or a function of your own, called as `function(response, answer)`, by its name,
     module:function, or itself; it returns a float from 0 to 1. It runs in processes of its own, and each answer has
@@ -44,9 +44,10 @@ class PromptFile:
         unique: bool = False,
         limit: int | None = None,
         check_seconds: float | None = None,
+        reference: str | None = None,
     ):
         self.path, self.split, self.config, self.unique, self.limit = path, split, config, unique, limit
-        self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher}
+        self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher, "reference": reference}
         self.check = check if callable(check) else load_check(check)
         self._checker = checker(self.check, check_seconds)
         self.filter = filter

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from hopd.errors import TaskError
 from hopd.tasks.outcome import Outcome, attempt
 
 Message = dict[str, Any]
@@ -14,12 +15,13 @@ Message = dict[str, Any]
 class Problem:
     """Holds one problem. `id` is its number in its task; with the seed, it keys the random numbers of its rollouts.
     `prompt` is plain text or a list of chat messages. `teacher` names the teacher that scores its rollouts, None where
-    there is only one."""
+    there is only one. `reference` is an answer to learn from, a text or an assistant's message, if there is one."""
 
     id: int
     prompt: str | list[Message]
     answer: Any = None
     teacher: str | None = None
+    reference: Any = None
 
 
 class Task(Protocol):
@@ -67,6 +69,24 @@ def lone_surrogate(text: str) -> str | None:
         before = text[max(0, error.start - 12) : error.start]
         return f"half of a character, the lone surrogate {text[error.start]!a}, after {before!r}"
     return None
+
+
+def reference_text(reference: Any) -> str:
+    """Returns the text of a reference answer: a text, or the content of an assistant's message, alone or in a list.
+
+    Raises `TaskError` for anything else, for no text, and for half of a character.
+    """
+    alone = reference[0] if isinstance(reference, list) and len(reference) == 1 else reference
+    is_message = isinstance(alone, dict) and alone.get("role") == "assistant"
+    text = alone.get("content") if is_message else alone
+    if text is None or text == [] or (isinstance(text, str) and not text.strip()):
+        raise TaskError("the reference answer is empty; leave such rows out with task.filter, or write an answer")
+    if not isinstance(text, str):
+        kind = "other messages" if isinstance(alone, dict | list) else type(text).__name__
+        raise TaskError(f"a reference answer is a text or one message of the assistant with a text, got {kind}")
+    if broken := lone_surrogate(text):
+        raise TaskError(f"the reference answer holds {broken}; repair or remove it")
+    return text
 
 
 def such(count: int) -> str:

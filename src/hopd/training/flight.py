@@ -15,12 +15,14 @@ from hopd.errors import HorizonError
 from hopd.horizon import Decision
 from hopd.processes import Processes
 from hopd.rollout import FinishReason, Prompt, Rollout, Stretch, fold
-from hopd.training.order import PromptOrder
+from hopd.training.mixture import Mixture
+from hopd.training.order import PromptOrder, Start
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Holds a rollout that goes on until it stops by itself or has `end` response tokens."""
+    """Holds a rollout that goes on until it stops by itself or has `end` response tokens; a reference answer has all of
+    its tokens from the start."""
 
     rollout: Rollout
     end: int
@@ -36,12 +38,21 @@ class Flight:
 
     A step calls `deal`, then `land` with what it dealt, extended, and at last `complete`; one that is given up before
     leaves everything as it was. `per_step` is the number of rollouts of a step unless a decision has another, and
-    `full_tokens` is T. Everything that it remembers is in `state_dict`, which all processes share, and in `state`.
+    `full_tokens` is T. A `mixture` makes some of them reference answers, which end in the step that they begin in.
+    Everything that it remembers is in `state_dict`, which all processes share, and in `state`.
     """
 
-    def __init__(self, order: PromptOrder, per_step: int, full_tokens: int, seed: int, processes: Processes):
+    def __init__(
+        self,
+        order: PromptOrder,
+        per_step: int,
+        full_tokens: int,
+        seed: int,
+        processes: Processes,
+        mixture: Mixture | None = None,
+    ):
         self.order, self.per_step, self.full_tokens, self.seed = order, per_step, full_tokens, seed
-        self.processes = processes
+        self.processes, self.mixture = processes, mixture
         self.slots: list[Slot] = []  # of this process
         self.started = 0  # rollouts of all processes
         self.opened = 0  # slots of all processes in which rollouts continue
@@ -62,7 +73,8 @@ class Flight:
             )
         ends, opened = self._ends(decision, sum(flying))
         starts, seed = self.order.starts(self.started, len(ends)), fold(self.seed, step)
-        begun = [Slot(Rollout.start(*start, seed), end) for start, end in zip(starts, ends, strict=True)]
+        numbered = enumerate(zip(starts, ends, strict=True), self.started)
+        begun = [self._begin(number, start, end, seed) for number, (start, end) in numbered]
         self._slots, self._started, self._opened = [], self.started + len(begun), opened
         if mini_batch is None:
             return [self.slots + self._share(begun, flying)]
@@ -82,6 +94,11 @@ class Flight:
     def complete(self) -> None:
         """Makes the step's outcome the state."""
         self.slots, self.started, self.opened = self._slots, self._started, self._opened
+
+    def _begin(self, number: int, start: Start, end: int, seed: int) -> Slot:
+        if self.mixture and self.mixture.is_reference(number):
+            return Slot(Rollout.of_reference(*start, end, seed), end)
+        return Slot(Rollout.start(*start, seed), end)
 
     def _ends(self, decision: Decision, flying: int) -> tuple[list[int], int]:
         """Returns at how many tokens the new rollouts of a step end, whole ones first, and the slots opened then."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from hopd.compute.layers import fast_layers
 from hopd.errors import NonFiniteLoss
 from hopd.horizon import Window
+from hopd.horizon.window import Span
 from hopd.model import LanguageModel
 from hopd.model.flops import PassCost
 from hopd.objective import Objective, StopClass, TokenStatistics, distillation_loss
@@ -81,9 +82,12 @@ class Learner:
                     raise NonFiniteLoss(_first_non_finite(batch, terms))
                 with self.ledger.phase("update"):
                     (total / count).backward()
-                    if self.sketch and statistics.gradients:
+                    if self.sketch and statistics.gradients and not batch.is_reference:
                         self.sketch.add(batch, count, statistics.gradients)
-                statistics.add_tokens(batch.at, terms)
+                if batch.is_reference:
+                    statistics.add_reference_tokens(batch.at, terms)
+                else:
+                    statistics.add_tokens(batch.at, terms)
                 self._account(batch)
             for _ in range(passes - len(batches)):
                 self._dummy_pass()
@@ -101,7 +105,8 @@ class Learner:
         return norm
 
     def batches(self, rollouts: Sequence[Rollout], seed: int) -> list[Batch]:
-        """Packs rollouts into micro-batches, with the tokens that the loss window keeps.
+        """Packs rollouts into micro-batches, with the tokens that the loss window keeps. Reference
+        answers are packed apart.
 
         `seed` is the step's: a random window draws its place from it, the prompt and the sample.
         """
@@ -109,9 +114,13 @@ class Learner:
         samples = torch.tensor([rollout.sample for rollout in rollouts], dtype=torch.long)
         draws = uniform(fold(seed, Stream.WINDOW), prompts, samples, torch.zeros(1, dtype=torch.long))[:, 0].tolist()
         spans = [self.window.span(rollout.length, u) for rollout, u in zip(rollouts, draws, strict=True)]
-        return pack(
-            rollouts, spans, self.tokens_per_batch, self.student.device, whole_response=self.objective.gamma > 0
-        )
+        parts = [[one for one in zip(rollouts, spans, strict=True) if one[0].is_reference is r] for r in (False, True)]
+        return [batch for part in parts for batch in self._packed(part)]
+
+    def _packed(self, rows: Sequence[tuple[Rollout, Span]]) -> list[Batch]:
+        rollouts, spans = [rollout for rollout, _ in rows], [span for _, span in rows]
+        device, whole = self.student.device, self.objective.gamma > 0
+        return pack(rollouts, spans, self.tokens_per_batch, device, whole_response=whole)
 
     def loss(self, batch: Batch, teacher: Teacher | None = None) -> tuple[Tensor, TokenStatistics]:
         """Returns the sum of the loss over the loss tokens of one micro-batch, and the statistics of each token.

@@ -15,7 +15,8 @@ from hopd.rollout.rollout import FinishReason, Rollout
 from hopd.training.block_sums import BLOCKS, BlockSums, block_edges
 
 MEASURED = ("loss", "reverse_kl", "mismatch", "staleness", "age")  # summed over tokens
-SUMS = ("gained", "rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED)
+OF_REFERENCES = ("references", "given", "reference_tokens", "reference_loss")  # given: tokens, some without loss
+SUMS = ("gained", "rollouts", "generated", *FinishReason, "tokens", "fresh", *MEASURED, *OF_REFERENCES)
 BINS = 24  # position bins with edges 0, 1, 2, 4, 8, …: enough for 8M tokens
 OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 
@@ -24,7 +25,8 @@ OF_BLOCK = ("reverse_kl", "tokens", "rollouts", "stopped", "surplus")
 class StepStatistics:
     """Holds sums in float64. `positions` is, for each position bin, the sum of −r_t (nats) and the number of tokens;
     `blocks` has the rows `OF_BLOCK` for each tenth of `full_tokens`. With `exact`, the loss is the reverse KL.
-    `gradients` are the sums of rollouts' sketches, where the controller asks for them."""
+    `gradients` are the sums of rollouts' sketches, where the controller asks for them. Reference answers are counted
+    apart, by number, tokens and loss: the rest is of what the student sampled."""
 
     full_tokens: int
     exact: bool = False
@@ -40,7 +42,10 @@ class StepStatistics:
         self._add(gained=tokens)
 
     def add_rollouts(self, rollouts: Sequence[Rollout]) -> None:
-        """Counts rollouts that ended, their tokens and their finish reasons."""
+        """Counts rollouts that ended, their tokens and their finish reasons; of reference answers the tokens alone."""
+        references = [rollout for rollout in rollouts if rollout.is_reference]
+        self._add(references=len(references), given=sum(rollout.length for rollout in references))
+        rollouts = [rollout for rollout in rollouts if not rollout.is_reference]
         self._add(rollouts=len(rollouts), generated=sum(rollout.length for rollout in rollouts))
         for reason in FinishReason:
             self._add(**{reason: sum(rollout.finish is reason for rollout in rollouts)})
@@ -77,6 +82,11 @@ class StepStatistics:
         if statistics.surplus is not None:
             self.blocks[OF_BLOCK.index("surplus")].index_add_(0, blocks, statistics.surplus[counted].double().cpu())
 
+    def add_reference_tokens(self, at: LossTokens, statistics: TokenStatistics) -> None:
+        """Adds the tokens of a micro-batch of reference answers."""
+        loss = float((at.weight * statistics.loss).double().sum())
+        self._add(reference_tokens=int((at.weight > 0).sum()), reference_loss=loss)
+
     def summed(self, processes: Processes) -> "StepStatistics":
         """Returns the sums over all processes, each of which saw a part of the step."""
         sums = torch.tensor([self.sums[name] for name in SUMS], dtype=torch.float64)
@@ -92,13 +102,19 @@ class StepStatistics:
         """Returns one sum divided by another; 0 if the divisor is 0."""
         return self.sums[name] / self.sums[per] if self.sums.get(per) else 0.0
 
+    @property
+    def loss(self) -> float:
+        """Returns the loss that the step minimised: its mean over all loss tokens, sampled or not; 0 without any."""
+        tokens = self.sums["tokens"] + self.sums["reference_tokens"]
+        return (self.sums["loss"] + self.sums["reference_loss"]) / tokens if tokens else 0.0
+
     def metrics(self) -> dict[str, Any]:
         """Returns the means by their names in metrics.jsonl, and what the gradients show. Where all rollouts go on, it
         has none."""
         if not self.sums["rollouts"]:
-            return {"rollouts": 0.0}
+            return {"rollouts": 0.0, **self._of_references()}
         return {
-            "loss": self.mean("loss"),
+            "loss": self.loss,
             "reverse_kl": self.mean("reverse_kl"),
             "covered": self.mean("tokens", per="generated"),
             "mean_length": self.mean("generated", per="rollouts"),
@@ -106,7 +122,23 @@ class StepStatistics:
             "context_rate": self.mean(FinishReason.CONTEXT, per="rollouts"),
             "rollouts": self.sums["rollouts"],
             **self._of_ages(),
+            **self._of_references(),
             **({"gradients": self.gradients.metrics()} if self.gradients else {}),
+        }
+
+    def _of_references(self) -> dict[str, float]:
+        """Returns the share of reference answers among all that was trained on, and the loss on either part. What there
+        are no tokens for is left out."""
+        references = self.sums["references"]
+        if not references:
+            return {}
+        sampled = {"on_policy_loss": self.mean("loss")} if self.sums["tokens"] else {}
+        return {
+            "loss": self.loss,
+            "off_policy_share": references / (self.sums["rollouts"] + references),
+            "off_policy_loss": self.mean("reference_loss", per="reference_tokens"),
+            "reference_tokens": self.sums["given"],
+            **sampled,
         }
 
     def _of_ages(self) -> dict[str, float]:
@@ -136,6 +168,7 @@ class StepStatistics:
             blocks=self._blocks(),
             mean_age=self.mean("age"),
             generated_tokens=int(self.sums["gained"]),
+            references=int(self.sums["references"]),
         )
 
     def _block(self, position: int) -> int:
