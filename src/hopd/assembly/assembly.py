@@ -91,7 +91,7 @@ def build(
     models = load_models(recipe, processes.device, resumed.path if resumed else None, teacher)
     student = models.student
     rollout, training = recipe.rollout, recipe.training
-    prompts = build_prompts(recipe.task, student, rollout, models.teachers)
+    prompts = build_prompts(recipe.task, student, rollout, models.teachers, recipe.own_prompts)
     order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed, rollout.samples)
     total_steps = order.steps(training)
     flight = Flight(order, rollout.prompts * rollout.samples, rollout.full_tokens, recipe.seed, processes)

@@ -11,7 +11,7 @@ from hopd.model import LanguageModel, load
 from hopd.model.adapters import NAME, add_adapters, has_adapters, merge
 from hopd.model.stop import Stop
 from hopd.model.vocabulary import check_ends, share_vocabulary
-from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
+from hopd.recipe import LoraSection, ModelSource, Recipe
 from hopd.rollout import Stream, fold
 from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
 
@@ -43,10 +43,7 @@ def load_models(
     elif has_adapters(student.model):
         merge(student)
     precision = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
-    sources: dict[str | None, TeacherSource] = dict(recipe.teachers.items())
-    if recipe.teacher:
-        sources[None] = recipe.teacher
-    local = {name: source for name, source in sources.items() if isinstance(source, ModelSource)}
+    local = {name: source for name, source in recipe.sources.items() if isinstance(source, ModelSource)}
     teachers: dict[str | None, LanguageModel]
     if teacher is None:
         teachers = {name: load_source(source, device, precision) for name, source in local.items()}

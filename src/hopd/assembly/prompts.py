@@ -1,28 +1,38 @@
-"""Makes the task that a recipe names, and its prompts as a model reads them."""
+"""Makes the task that a recipe names, and its prompts as the models read them."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from hopd.model import LanguageModel
-from hopd.recipe import AdditionSource, FileSource, GymSource, RolloutSection, TaskPlugin, TaskSource
+from hopd.recipe import AdditionSource, FileSource, GymSource, OwnPrompt, RolloutSection, TaskPlugin, TaskSource
 from hopd.tasks.addition import RepeatedAddition
 from hopd.tasks.files import PromptFile
 from hopd.tasks.findings import check_embedded, findings, read_otherwise
 from hopd.tasks.gym import ReasoningGym
 from hopd.tasks.problem import Task
 from hopd.tasks.prompts import PromptSet, encode
+from hopd.tasks.teacher_task import TeacherTask
+
+Own = Mapping[str | None, OwnPrompt]
+"""Holds the teachers that read prompts of their own, by name (None: the only one)."""
 
 
-def build_task(source: TaskSource) -> Task:
-    """Makes the task. Raises `TaskError` where that fails, `RecipeError` where one of your own cannot be made."""
+def build_task(source: TaskSource, own: Own | None = None) -> Task:
+    """Makes the task, with what teachers read of their `own`. Raises `TaskError` where that fails, `RecipeError` where
+    one of your own cannot be made."""
     match source:
         case AdditionSource():
             return RepeatedAddition(source.steps, source.size, source.seed, source.held_out)
         case GymSource():
             return ReasoningGym(source.name, source.size, source.seed, source.options)
         case FileSource():
-            return PromptFile(**source.model_dump(exclude={"source", "chat", "system", "template"}))
+            columns = {name: each.prompt for name, each in (own or {}).items() if each.prompt}
+            settings = source.model_dump(exclude={"source", "chat", "system", "template"})
+            return PromptFile(**settings, teacher_prompts=columns)
         case TaskPlugin():
             task: Task = source.make()
             return task
@@ -33,23 +43,55 @@ def build_prompts(
     student: LanguageModel,
     rollout: RolloutSection,
     teachers: Mapping[str | None, LanguageModel] | None = None,
+    own: Own | None = None,
 ) -> PromptSet:
-    """Tokenises the task's prompts. `teachers`, by name, are those that read them beside the student.
+    """Tokenises the task's prompts. `teachers`, by name, are those that read them beside the student; the prompts that
+    some read in place of them are their `own`.
 
     Raises `TaskError` for what cannot be tokenised, or what one of the models cannot read.
     """
+    own, task, tokens = own or {}, build_task(source, own), rollout.prompt_tokens
+    prompts = encode(task, student.tokenizer, max_tokens=tokens, too_long=rollout.too_long, **_rendering(source))
+    check_embedded(prompts, prompts.prompts, student.name, _rows(student))
+    notes = list(findings(prompts, student.stop_ids))
+    for name, section in own.items():
+        if read := prompts.read_by(name):
+            problems = [prompts.problems[prompt.id] for prompt in read]
+            seen = TeacherTask(task, problems, section.prompt)
+            theirs = encode(seen, student.tokenizer, max_tokens=sys.maxsize, **_rendering(source, section))
+            prompts = prompts.with_teacher(name, theirs)
+            notes += [f"{_named(name)}: {note}" for note in (*theirs.notes, *_findings(prompts, theirs, student))]
+    for name, teacher in (teachers or {}).items():
+        by_teacher = prompts.teachers.get(name, prompts)
+        check_embedded(by_teacher, by_teacher.read_by(name), teacher.name, _rows(teacher))
+        notes += read_otherwise(by_teacher, by_teacher.read_by(name), teacher.tokenizer, teacher.name)
+    return replace(prompts, notes=(*prompts.notes, *notes))
+
+
+def _findings(prompts: PromptSet, theirs: PromptSet, student: LanguageModel) -> Iterator[str]:
+    """Yields notes on the prompts that a teacher reads of its own, which the student's tokenizer makes."""
+    check_embedded(theirs, theirs.prompts, student.name, _rows(student))
+    yield from findings(theirs, student.stop_ids)
+    shared = {prompt.id: prompt.ids for prompt in prompts.prompts}
+    if same := [prompt for prompt in theirs.prompts if torch.equal(prompt.ids, shared[prompt.id])]:
+        yield (
+            f"{len(same):,} of {len(theirs.prompts):,} prompts are the student's, though it has its own (the first: "
+            f"{prompts.where(same[0].id)})"
+        )
+
+
+def _rendering(source: TaskSource, own: OwnPrompt | None = None) -> dict[str, Any]:
+    """Returns how prompts are rendered: as the task says, and for a teacher as its section changes that."""
     given: dict[str, Any] = {"chat": source.chat}
     if not isinstance(source, TaskPlugin):
         given |= {"system": source.system, "options": source.template}
-    task, tokens = build_task(source), rollout.prompt_tokens
-    prompts = encode(task, student.tokenizer, max_tokens=tokens, too_long=rollout.too_long, **given)
-    check_embedded(prompts, prompts.prompts, student.name, _rows(student))
-    notes = list(findings(prompts, student.stop_ids))
-    for name, teacher in (teachers or {}).items():
-        read = [prompt for prompt in prompts.prompts if name is None or prompt.teacher == name]
-        check_embedded(prompts, read, teacher.name, _rows(teacher))
-        notes += read_otherwise(prompts, read, teacher.tokenizer, teacher.name)
-    return replace(prompts, notes=(*prompts.notes, *notes))
+    if own is not None and own.system is not None:
+        given["system"] = own.system
+    return given | ({"options": given.get("options", {}) | own.template, "section": "teacher"} if own else {})
+
+
+def _named(teacher: str | None) -> str:
+    return f"teacher {teacher}" if teacher else "teacher"
 
 
 def _rows(model: LanguageModel) -> int:
