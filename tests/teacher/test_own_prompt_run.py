@@ -8,9 +8,11 @@ import pytest
 from safetensors.torch import load_file
 
 from hopd.assembly import build
+from hopd.assembly.prompts import build_prompts
 from hopd.distiller import Distiller
 from hopd.errors import HopdError, RecipeError, TaskError
 from hopd.forecast.preflight import preflight
+from hopd.model import load
 from hopd.recipe import Recipe
 from hopd.run.progress import Progress
 from tests.teacher.scripted import STUDENT, TEACHER, equal
@@ -172,3 +174,42 @@ def test_a_task_without_columns_and_a_student_with_a_prompt_are_refused(tmp_path
         build(recipe(tmp_path, {"prompt": "answer"}, task={"source": "addition", "size": 4}), resume=None)
     with pytest.raises(RecipeError, match=r"unknown key student\.prompt"):
         recipe(tmp_path, student={"model": STUDENT, "prompt": "q"})
+
+
+def test_a_divergence_is_from_the_teacher_with_its_own_prompts(tmp_path):
+    task = {"source": "file", "path": str(tmp_path / "p.jsonl"), "prompt": "q"}
+    found = {}
+    for column in (None, "copy", "x.shown"):
+        own = {"prompt": column} if column else {}
+        parts = build(recipe(tmp_path, own, evaluation={"task": task, "measure": "divergence"}), resume=None)
+        assert parts.evaluator
+        found[column] = parts.evaluator.run().measure
+        for answer in parts.evaluator.answers:
+            assert answer.prompt.ids.tolist() == parts.student.tokenizer(ROWS[answer.prompt.id]["q"]).input_ids
+    assert found[None] == found["copy"]
+    assert found["x.shown"].score != found["copy"].score
+
+
+def test_the_students_prompt_is_rendered_with_the_teachers_system_message_and_variables(tmp_path):
+    student = load(STUDENT)
+    student.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }};{% endfor %}{{ a }}{{ b }}"
+    )
+    write(
+        tmp_path / "p.jsonl",
+        [{"q": "1"}, {"q": [{"role": "system", "content": "5"}, {"role": "user", "content": "2"}]}],
+    )
+    task = {
+        "source": "file",
+        "path": str(tmp_path / "p.jsonl"),
+        "prompt": "q",
+        "chat": True,
+        "template": {"a": 3, "b": 3},
+    }
+    own = {"system": "7", "template": {"b": 4, "c": 5}}
+    made = recipe(tmp_path, own, rows=None, task=task | {"system": "6"})
+    prompts = build_prompts(made.task, student, made.rollout, {}, made.own_prompts)
+    read = [[student.tokenizer.decode(ids) for ids in (prompt.ids, prompt.teacher_ids)] for prompt in prompts.prompts]
+    assert read == [["s6;u1;33", "s7;u1;34"], ["s5;u2;33", "s5;u2;34"]]
+    assert "teacher: teacher.template.c changes nothing: the chat template never reads 'c'" in prompts.notes
+    assert any(note.startswith("teacher: 1 of 2 prompts have a system message of their own") for note in prompts.notes)
