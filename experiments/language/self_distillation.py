@@ -2,6 +2,7 @@
 
 import json
 import random
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from experiments.experiment import Claim, Results
 from experiments.figures import mean
 from experiments.language.horizons import HorizonComparison
 from experiments.language.setting import OPD, Setting, final, quickstart, topd
-from experiments.quickstart.make import DROPPED_CARRIES, Examples, fine_tune, save, training_pairs
+from experiments.quickstart.make import Examples, fine_tune, save, training_pairs
 from hopd.assembly.models import load_models
 from hopd.assembly.prompts import build_prompts
 from hopd.evaluation.accuracy import measure
@@ -23,15 +24,16 @@ from hopd.rollout import NativeEngine, answers_of
 from hopd.run.files import write_atomically
 from hopd.tasks.addition import prompt, scratchpad
 
-STEPS = 6
-UPDATES, BATCH, FINE_TUNED_AT = 200, 16, 1e-3
+STEPS = 4
+UPDATES, BATCH, FINE_TUNED_AT = 300, 16, 2e-3
+DROPPED = 0.75  # of the carries, without a solution
 DISTILLED, RATE = 32, 2e-4  # of each variant: steps, learning rate
 COPIES, FORGETS, LEARNS = 0.95, 0.1, 0.6  # accuracies: with a solution at least, without at most, at the end at least
 
 SETTING = Setting(
     task={"source": "addition", "steps": STEPS, "size": 8192},
     held_out={"held_out": True},
-    full_tokens=184,
+    full_tokens=126,
     training={"learning_rate": RATE},
     own={"prompt": "solution"},
 )
@@ -48,17 +50,23 @@ def make(out: Path) -> None:
 
 
 def examples(rng: random.Random) -> Examples:
-    """Returns answers that forget half of the carries, and in every other batch answers that copy the solution in their
-    prompt, right or wrong: so it is copied, and not worked out again."""
+    """Returns answers that copy the solution in their prompt, whatever it says, and in every fourth batch answers
+    without one that forget most carries. In half of the solutions that are copied all digits are random: what can be
+    worked out is not learnt to be copied."""
 
     def of_update(update: int) -> Sequence[tuple[str, str]]:
         pairs = list(training_pairs(rng, BATCH))
-        if update % 2 == 0:
-            return [(prompt(*pair, STEPS), scratchpad(*pair, STEPS, rng, DROPPED_CARRIES)) for pair in pairs]
-        solutions = [scratchpad(*pair, STEPS, rng, rng.choice((0.0, DROPPED_CARRIES))) for pair in pairs]
+        if update % 4 == 0:
+            return [(prompt(*pair, STEPS), scratchpad(*pair, STEPS, rng, DROPPED)) for pair in pairs]
+        solutions = [scratchpad(*pair, STEPS, rng, rng.choice((0.0, DROPPED))) for pair in pairs]
+        solutions[::2] = [_scrambled(text, rng) for text in solutions[::2]]
         return [(text + prompt(*pair, STEPS), text) for text, pair in zip(solutions, pairs, strict=True)]
 
     return of_update
+
+
+def _scrambled(text: str, rng: random.Random) -> str:
+    return "".join(rng.choice(string.digits) if letter.isdigit() else letter for letter in text)
 
 
 def accuracy_of_teacher(recipe: Recipe) -> float:
@@ -114,17 +122,17 @@ SELF_DISTILLATION = SelfDistillation(
     source="After on-policy self-distillation (OPSD, SDFT), which the paper does not have: the teacher is the student, "
     "shown the solution",
     text=(
-        f"An answer adds {STEPS} times, in 179 tokens. The model is the packaged student, fine-tuned for {UPDATES} "
-        "updates: in every other one the prompt begins with a worked solution, which the answer copies; in the rest it "
-        "is the question alone, and the answer forgets half of the carries. The recipe has `teacher: {model: …, "
-        "prompt: solution}` with the student's own model: the teacher reads the solution, 178 tokens, before the "
+        f"An answer adds {STEPS} times, in 121 tokens. The model is the packaged student, fine-tuned for {UPDATES} "
+        f"updates: in three of four the prompt begins with a worked solution, which the answer copies; in the rest it is "
+        f"the question alone, and the answer forgets a carry with probability {DROPPED:g}. Half of the copied solutions "
+        "have random digits, for what can be worked out is not learnt to be copied. The recipe has `teacher: {model: …, "
+        "prompt: solution}` with the student's own model: the teacher reads the solution, 120 tokens, before the "
         "question, and scores what the student wrote without it. Rules, fixed before the first run: at least "
-        f"{COPIES:.0%} of held-out problems with a solution, at most {FORGETS:.0%} without, and at least "
-        f"{LEARNS:.0%} without one at the end. Each variant has {DISTILLED} steps of {SETTING.prompts} rollouts at the "
-        f"learning rate {RATE:g}; with `continue`, rollouts gain a tenth of the answer in each step until they end, so "
-        f"that a tenth as many end in a step, and there are {4 * DISTILLED} steps of {SETTING.prompts} rollouts in "
-        f"flight. Evaluated on {SETTING.problems} held-out problems, never with a solution. Seconds are the "
-        "processor's, of training."
+        f"{COPIES:.0%} of held-out problems with a solution, at most {FORGETS:.0%} without, and at least {LEARNS:.0%} "
+        f"without one at the end. Each variant has steps of {SETTING.prompts} rollouts at the learning rate {RATE:g}: "
+        f"{DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the answer in each step until they "
+        f"end. Evaluated on {SETTING.problems} held-out problems, never with a solution. Seconds are the processor's, of "
+        "training."
     ),
     plan={
         "OPD": (OPD, DISTILLED, 8),

@@ -106,7 +106,7 @@ def test_the_packaged_task_offers_a_worked_solution_and_check_says_both_lengths(
     prompt, problem = parts.prompts.prompts[0], parts.prompts.problems[0]
     assert prompt.teacher_ids is not None
     shown = str(parts.student.tokenizer.decode(prompt.teacher_ids))
-    assert shown.endswith(problem.prompt)
+    assert shown.endswith(str(problem.prompt))
     assert parts.prompts.task.score(problem, shown.removesuffix(str(problem.prompt))) == 1
     lines = list(preflight(parts))
     assert any("fits; with the prompts of the teacher, 67" in line for line in lines)  # 33 + 10 + 24
@@ -209,7 +209,7 @@ def test_the_students_prompt_is_rendered_with_the_teachers_system_message_and_va
     own = {"system": "7", "template": {"b": 4, "c": 5}}
     made = recipe(tmp_path, own, rows=None, task=task | {"system": "6"})
     prompts = build_prompts(made.task, student, made.rollout, {}, made.own_prompts)
-    read = [[student.tokenizer.decode(ids) for ids in (prompt.ids, prompt.teacher_ids)] for prompt in prompts.prompts]
+    read = [[student.tokenizer.decode(each.ids) for each in (prompt, prompt.of_teacher)] for prompt in prompts.prompts]
     assert read == [["s6;u1;33", "s7;u1;34"], ["s5;u2;33", "s5;u2;34"]]
     assert "teacher: teacher.template.c changes nothing: the chat template never reads 'c'" in prompts.notes
     assert any(note.startswith("teacher: 1 of 2 prompts have a system message of their own") for note in prompts.notes)

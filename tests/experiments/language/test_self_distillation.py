@@ -4,42 +4,42 @@ import random
 
 import pytest
 
-from experiments.catalogue import EXPERIMENTS
-from experiments.language.self_distillation import LEARNS, SETTING, accuracy_of_teacher, examples
+from experiments.language.self_distillation import LEARNS, SETTING, STEPS, accuracy_of_teacher, claims, examples
 from experiments.language.setting import OPD, quickstart
 from hopd.quickstart import RECIPE
+from hopd.recipe import TeacherModel
 from hopd.tasks import Problem
 from hopd.tasks.addition import RepeatedAddition
 from tests.experiments.test_verdicts import runs, verdicts
 
 
-def test_every_other_batch_copies_the_solution_in_its_prompt_right_or_wrong():
+def test_answers_copy_the_solution_in_their_prompt_or_there_is_none():
     of_update = examples(random.Random(0))
-    asked = {problem.prompt: problem for problem in RepeatedAddition(6, 8000, held_out=True).problems}
-    right, seen = 0, 0
-    for update in range(0, 40, 2):
+    asked = {problem.prompt for problem in RepeatedAddition(STEPS, 8000, held_out=True).problems}
+    right, seen = 0.0, 0
+    for update in range(24):
         for question, answer in of_update(update):
-            assert 0 < len(answer) == 178 < SETTING.full_tokens
-            assert "#" not in question
-        for question, answer in of_update(update + 1):
-            solution, _, rest = question.partition("#")
-            assert question == answer + question[len(answer) :]
-            assert solution == answer.partition("#")[0]
-            assert question[len(answer) :] not in asked
-            assert rest.endswith("*f:")
-            right += RepeatedAddition(6, 1).score(problem_of(question[len(answer) :]), answer)
-            seen += 1
-    assert 0.4 < right / seen < 0.7  # half are right on purpose, a few by chance
+            assert len(answer) == LENGTH < SETTING.full_tokens
+            solution, alone = question[:-QUESTION], question[-QUESTION:]
+            assert solution == ("" if update % 4 == 0 else answer)
+            assert alone not in asked
+            if solution:
+                right, seen = right + score(alone, answer), seen + 1
+    assert 0.2 < right / seen < 0.35  # half are random, half of the others right on purpose, and a few by chance
 
 
-def problem_of(question):
+LENGTH, QUESTION = 29 * STEPS + 4, 10
+
+
+def score(question: str, answer: str) -> float:
     start, addend = int(question[:3][::-1]), int(question[4:7][::-1])
-    return Problem(0, question, f"{(start + 6 * addend) % 1000:03d}"[::-1])
+    right = f"{(start + STEPS * addend) % 1000:03d}"[::-1]
+    return RepeatedAddition(STEPS, 1).score(Problem(0, question, right), answer)
 
 
 def test_the_student_is_its_own_teacher_and_the_evaluation_has_no_solutions(tmp_path):
     recipe = quickstart("OPD", 0, tmp_path / "seed-0", OPD, 1, 1, SETTING)
-    assert recipe.teacher
+    assert isinstance(recipe.teacher, TeacherModel)
     assert (recipe.teacher.model, recipe.teacher.prompt) == (recipe.student.model, "solution")
     assert "solution" not in str(recipe.evaluation)
 
@@ -48,6 +48,7 @@ def test_the_accuracy_of_a_teacher_is_that_of_what_it_reads(tmp_path):
     """The packaged teacher, trained without solutions, reads one and goes on as if it were its answer."""
     recipe = quickstart("OPD", 0, tmp_path / "seed-0", OPD, 1, 1, SETTING)
     own = str(RECIPE.parent / "teacher")
+    assert recipe.evaluation
     evaluation = recipe.evaluation.model_dump()
     evaluation["task"]["size"] = 16
     both = [
@@ -72,4 +73,4 @@ def test_verdicts(tmp_path, teacher, untrained, ends, expected):
 
 def test_one_seed_of_three_holds_in_part():
     results = {"OPD": runs(0.0, 0.9, 9.0, 1, teacher=1.0) + runs(0.0, 0.1, 9.0, 2, teacher=1.0)}
-    assert [claim.verdict for claim in EXPERIMENTS["self-distillation"].claims(results)] == ["holds", "holds in part"]
+    assert [claim.verdict for claim in claims(results)] == ["holds", "holds in part"]
