@@ -25,7 +25,7 @@ from hopd.run.files import write_atomically
 from hopd.tasks.addition import prompt, scratchpad
 
 STEPS = 4
-UPDATES, BATCH, FINE_TUNED_AT = 300, 16, 2e-3
+UPDATES, BATCH, FINE_TUNED_AT = 200, 16, 2e-3
 DROPPED = 0.75  # of the carries, without a solution
 DISTILLED, RATE = 32, 2e-4  # of each variant: steps, learning rate
 COPIES, FORGETS, LEARNS = 0.95, 0.1, 0.6  # accuracies: with a solution at least, without at most, at the end at least
@@ -123,16 +123,16 @@ SELF_DISTILLATION = SelfDistillation(
     "shown the solution",
     text=(
         f"An answer adds {STEPS} times, in 121 tokens. The model is the packaged student, fine-tuned for {UPDATES} "
-        f"updates: in three of four the prompt begins with a worked solution, which the answer copies; in the rest it is "
-        f"the question alone, and the answer forgets a carry with probability {DROPPED:g}. Half of the copied solutions "
-        "have random digits, for what can be worked out is not learnt to be copied. The recipe has `teacher: {model: …, "
-        "prompt: solution}` with the student's own model: the teacher reads the solution, 120 tokens, before the "
-        "question, and scores what the student wrote without it. Rules, fixed before the first run: at least "
-        f"{COPIES:.0%} of held-out problems with a solution, at most {FORGETS:.0%} without, and at least {LEARNS:.0%} "
-        f"without one at the end. Each variant has steps of {SETTING.prompts} rollouts at the learning rate {RATE:g}: "
-        f"{DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the answer in each step until they "
-        f"end. Evaluated on {SETTING.problems} held-out problems, never with a solution. Seconds are the processor's, of "
-        "training."
+        "updates: in three of four the prompt begins with a worked solution, which the answer copies; in the rest it "
+        f"is the question alone, and the answer forgets a carry with probability {DROPPED:g}. Half of the copied "
+        "solutions have random digits, for what can be worked out is not learnt to be copied. The recipe has `teacher: "
+        "{model: …, prompt: solution}` with the student's own model: the teacher reads the solution, 120 tokens, "
+        "before the question, and scores what the student wrote without it. Rules, fixed before the first run: at "
+        f"least {COPIES:.0%} of held-out problems with a solution, at most {FORGETS:.0%} without, and at least "
+        f"{LEARNS:.0%} without one at the end. Each variant has steps of {SETTING.prompts} rollouts at the learning "
+        f"rate {RATE:g}: {DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the answer in each "
+        f"step until they end. Evaluated on {SETTING.problems} held-out problems, never with a solution. Seconds are "
+        "the processor's, of training."
     ),
     plan={
         "OPD": (OPD, DISTILLED, 8),
