@@ -8,6 +8,7 @@ from experiments.language.prefix_continuation import PrefixContinuation
 from experiments.language.quickstart_horizons import QUICKSTART
 from experiments.language.reverse_distillation import ReverseDistillation
 from experiments.language.segment_ablation import SegmentAblation
+from experiments.language.self_distillation import SELF_DISTILLATION
 from experiments.language.two_phase import TWO_PHASE
 from experiments.navigation.autoregressive_navigation import AutoregressiveNavigation
 from experiments.navigation.signal_variance import SignalVariance
@@ -23,6 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         LONG_ADDITION,
         TWO_PHASE,
         COUNT_BITS,
+        SELF_DISTILLATION,
         PrefixContinuation(),
         ReverseDistillation(),
         SegmentAblation(),

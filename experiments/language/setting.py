@@ -22,7 +22,8 @@ class Setting:
     """Describes a task other than the quickstart's, whose student and teacher are made once for all seeds.
 
     `full_tokens` is the length of its answers, `prompts` their number in a step, and `training` replaces settings of
-    the quickstart's training. `held_out` replaces those of `task` that make it the evaluation's, with `problems`.
+    the quickstart's training. `held_out` replaces those of `task` that make it the evaluation's, with `problems`. `own`
+    is what a student reads that teaches itself; then there is no other teacher.
     """
 
     task: Mapping[str, Any]
@@ -31,6 +32,7 @@ class Setting:
     prompts: int = 32
     problems: int = HELD_OUT
     training: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def models(self, work: Path) -> Path:
         """Returns the folder of student and teacher; `work` is the folder of any seed."""
@@ -63,7 +65,9 @@ def quickstart(
         rollout = {"full_tokens": setting.full_tokens, "prompts": setting.prompts}
         changes |= {"task": dict(setting.task), "rollout": recipe.rollout.model_dump() | rollout}
         changes["training"] = training | dict(setting.training)
-        changes |= {role: {"model": str(setting.models(work) / role)} for role in ("student", "teacher")}
+        teacher = "student" if setting.own else "teacher"
+        changes["student"] = {"model": str(setting.models(work) / "student")}
+        changes["teacher"] = {"model": str(setting.models(work) / teacher)} | dict(setting.own)
         evaluation["task"] = dict(setting.task) | dict(setting.held_out) | {"size": setting.problems}
     return recipe.with_changes(**changes, evaluation=evaluation)
 

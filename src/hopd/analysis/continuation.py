@@ -15,7 +15,7 @@ from hopd.evaluation.intervals import paired_interval
 from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import ModelSource, Recipe
-from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling
+from hopd.rollout import FinishReason, NativeEngine, Prompt, Rollout, Sampling, answers_of
 from hopd.run.files import json_text
 from hopd.tasks import PromptSet
 
@@ -97,7 +97,7 @@ def continuation_recipe(
     for name, of_student in sources.items():
         models = load_models(of_student.unsharded(), device)
         student, teacher = models.student, models.teachers[None]
-        chosen = build_prompts(settings.task, student, recipe.rollout, models.teachers)
+        chosen = build_prompts(settings.task, student, recipe.rollout, models.teachers, recipe.own_prompts)
         few = replace(chosen, prompts=chosen.prompts[:problems])
         found[name] = continuation(
             student, teacher, few, full, settings.sampling, ratios, settings.samples, recipe.seed, settings.rows
@@ -126,7 +126,7 @@ def continuation(
         if not 0 <= ratio < 1:
             raise RecipeError(f"the teacher's fraction of an answer must be in [0, 1), got {ratio:g}")
     longest = max(1, round(max(ratios) * full_tokens))
-    written = NativeEngine(teacher, rows).sample(prompts.prompts, longest, sampling, seed, prefixes)
+    written = answers_of(NativeEngine(teacher, rows), prompts.prompts, longest, sampling, seed, prefixes)
     engine = NativeEngine(student, rows)
     found = {}
     for ratio in ratios:

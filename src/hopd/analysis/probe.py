@@ -191,7 +191,7 @@ def answer(recipe: Recipe, prompts: int = 64, student: str | None = None) -> Ans
         recipe = recipe.with_changes(student={"model": student})
     device = Processes.start().device
     models = load_models(recipe.unsharded(), device)
-    chosen = build_prompts(recipe.task, models.student, recipe.rollout, models.teachers)
+    chosen = build_prompts(recipe.task, models.student, recipe.rollout, models.teachers, recipe.own_prompts)
     engine = NativeEngine(models.student, recipe.rollout.rows)
     rollouts = engine.sample(chosen.prompts[:prompts], recipe.rollout.full_tokens, recipe.rollout.sampling, recipe.seed)
     return Answers(recipe, models.student, models.teachers[None], rollouts)
@@ -222,7 +222,8 @@ def measure(
     parts: list[Float[Tensor, "n M"]] = []
     positions, rows = [], []
     for batch in pack(rollouts, [(0, rollout.length) for rollout in rollouts], tokens_per_batch, student.device):
-        hidden = [batch.states(model.hidden(batch.ids)) for model in (student, teacher)]
+        both = (student, batch), (teacher, batch.of_teacher)
+        hidden = [read.states(model.hidden(read.ids)) for model, read in both]
         for part in chunks(len(batch.at.tokens), student.head.vocabulary, 8 * BLOCK_BYTES):
             s = student.head.logits(hidden[0][part]).log_softmax(-1)
             g = teacher.head.logits(hidden[1][part]).log_softmax(-1)

@@ -92,7 +92,7 @@ def build(
     models = load_models(recipe, processes.device, resumed.path if resumed else None, teacher)
     student = models.student
     rollout, training = recipe.rollout, recipe.training
-    prompts = build_prompts(recipe.task, student, rollout, models.teachers, trained=True)
+    prompts = build_prompts(recipe.task, student, rollout, models.teachers, recipe.own_prompts, trained=True)
     order = PromptOrder(prompts.prompts, rollout.prompts, recipe.seed, rollout.samples)
     total_steps = order.steps(training)
     mixture = Mixture(rollout.off_policy.share, recipe.seed) if rollout.off_policy else None

@@ -28,7 +28,8 @@ def build_evaluator(
     readers: dict[str | None, LanguageModel] = {}
     if teacher is not None and settings.measure == "divergence":
         readers[None] = teacher
-    prompts = replace(build_prompts(settings.task, student, rollout, readers), stop=student.stop)
+    own = recipe.own_prompts if readers else {}
+    prompts = replace(build_prompts(settings.task, student, rollout, readers, own), stop=student.stop)
     engine = engine or NativeEngine(student, settings.rows)
     return Evaluator(settings, prompts, student, rollout.full_tokens, engine, processes, teacher)
 

@@ -12,7 +12,7 @@ from hopd.model.adapters import NAME, add_adapters, describe_adapters, has_adapt
 from hopd.model.loading import can_be_copied, copied, resolve
 from hopd.model.stop import Stop
 from hopd.model.vocabulary import check_ends, share_vocabulary
-from hopd.recipe import LoraSection, ModelSource, Recipe, TeacherSource
+from hopd.recipe import LoraSection, ModelSource, Recipe
 from hopd.rollout import Stream, fold
 from hopd.teacher import LocalTeacher, RoutedTeacher, Teacher
 
@@ -60,9 +60,7 @@ def _load_teachers(
 ) -> dict[str | None, LanguageModel]:
     """Loads the recipe's local teachers by name. Those with the same weights are one model; one with those of the
     student, which `read` may hold as they were read, is a copy."""
-    sources: dict[str | None, TeacherSource] = dict(recipe.teachers.items())
-    if recipe.teacher:
-        sources[None] = recipe.teacher
+    sources = recipe.sources
     made: dict[tuple[object, ...], LanguageModel] = {}
     for source in sources.values():
         if isinstance(source, ModelSource) and (key := _key(source)) not in made:

@@ -19,8 +19,7 @@ def build_teacher(
     temperature, vocabulary = recipe.rollout.temperature, student.head.vocabulary
     stop = StopClass.of(recipe.objective, student.stop_ids, vocabulary)
     teachers: dict[str | None, Teacher] = {name: LocalTeacher(model, temperature) for name, model in models.items()}
-    sources = {None: recipe.teacher} if recipe.teacher else recipe.teachers
-    for name, source in sources.items():
+    for name, source in recipe.sources.items():
         if isinstance(source, ServerSource):
             teachers[name] = RemoteTeacher(source, recipe.objective, vocabulary, stop.ends if stop else ())
         elif isinstance(source, AdaptersOff):

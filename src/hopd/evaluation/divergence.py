@@ -61,7 +61,8 @@ def measure_divergence(
     sums = torch.zeros(len(answers), 3, dtype=torch.float64)
     index_of = {id(answer): index for index, answer in enumerate(answers)}
     for batch in pack(answers, [(0, answer.length) for answer in answers], tokens_per_batch, student.device):
-        hidden = [batch.states(model.hidden(batch.ids)) for model in (student, teacher)]
+        both = (student, batch), (teacher, batch.of_teacher)
+        hidden = [read.states(model.hidden(read.ids)) for model, read in both]
         rows = torch.tensor([index_of[id(answer)] for answer in batch.rollouts])
         for part in chunks(len(batch.at.tokens), student.head.vocabulary):
             logits = student.head.logits(hidden[0][part])

@@ -16,7 +16,7 @@ from hopd.evaluation.evaluation import Evaluation
 from hopd.model import LanguageModel
 from hopd.processes import Processes
 from hopd.recipe import EvaluationSection
-from hopd.rollout import Engine, NativeEngine, Rollout, Sampling
+from hopd.rollout import Engine, NativeEngine, Prompt, Rollout, Sampling, answers_of
 from hopd.tasks import Outcome, PromptSet
 from hopd.tasks.problem import ManyAnswers, outcomes
 
@@ -87,7 +87,7 @@ class Evaluator:
             with self.student.sharding.unsharded():
                 measured = measure_divergence(self.student, self.teacher, rollouts)
         else:
-            rollouts = self._sample(self.engine, self.settings.sampling, self.settings.samples)
+            rollouts = self._ordered(self.engine.sample(*self._asked, self.settings.samples))
             checked = self._check(rollouts)
             measured = measure(rollouts, checked, self.settings.samples)
         scores = {"problems": self.prompts.fingerprint, "scores": [round(score, 6) for score in measured.scores]}
@@ -122,13 +122,18 @@ class Evaluator:
     def answers(self) -> list[Rollout]:
         """Samples the teacher's own rollouts at the evaluation's temperature, once."""
         assert self.teacher is not None
-        return self._sample(NativeEngine(self.teacher, self.settings.rows), self.settings.sampling, 1)
+        return self._ordered(answers_of(NativeEngine(self.teacher, self.settings.rows), *self._asked))
 
-    def _sample(self, engine: Engine, sampling: Sampling, samples: int) -> list[Rollout]:
+    @property
+    def _asked(self) -> tuple[Sequence[Prompt], int, Sampling, int]:
+        """Returns what an engine of this process is asked: prompts, most tokens, sampling and seed."""
         mine = self.prompts.prompts[self.processes.rank :: self.processes.size]
-        made = engine.sample(mine, self.full_tokens, sampling, self.settings.seed, samples)
+        return mine, self.full_tokens, self.settings.sampling, self.settings.seed
+
+    def _ordered(self, made: Sequence[Rollout]) -> list[Rollout]:
+        """Returns the rollouts of all processes in the order of the prompts."""
         order = {prompt.id: index for index, prompt in enumerate(self.prompts.prompts)}
-        return sorted(self.processes.gather(made), key=lambda r: (order[r.prompt.id], r.sample))
+        return sorted(self.processes.gather(list(made)), key=lambda r: (order[r.prompt.id], r.sample))
 
     def _check(self, rollouts: Sequence[Rollout]) -> list[Outcome]:
         """Checks a share of the rollouts here, and returns what all processes found: a time limit that ran out in one

@@ -247,7 +247,7 @@ class Calibration:
     def _work(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Returns what a phase's seconds are proportional to: FLOPs, or tokens of a teacher that computes elsewhere."""
         flops = self._flops(rollouts)
-        return flops | {"teacher": flops.get("teacher") or float(sum(rollout.length for rollout in rollouts))}
+        return flops | {"teacher": flops.get("teacher") or float(sum(r.length + r.prompt.own_tokens for r in rollouts))}
 
     def _flops(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         parts = self.parts

@@ -58,7 +58,8 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
         horizon = max(decision.longest(recipe.rollout.full_tokens) for decision in ends)
     if rollouts is None:
         rollouts = max(sum(decision.parts(recipe.rollout.per_step)) for decision in ends)
-    longest = max(len(prompt.ids) for prompt in parts.prompts.prompts)
+    prompts = parts.prompts.prompts
+    longest, read = max(len(prompt.ids) for prompt in prompts), max(len(prompt.of_teacher.ids) for prompt in prompts)
     sampled = math.ceil(rollouts * recipe.rollout.sampled_share)
     rollout = rollout_bytes(parts, min(recipe.rollout.rows, sampled), horizon)
     if student.sharding.units:
@@ -67,13 +68,18 @@ def estimate_memory(parts: Parts, horizon: int | None = None, rollouts: int | No
         # Between steps, keys and values of all rollouts that continue; in the mean, half of their tokens are there.
         flying = max(decision.parts(recipe.rollout.per_step)[1] if decision.continues else 0 for decision in ends)
         static += flying * (longest + horizon / 2) * _cache_bytes(student, student.model.dtype.itemsize)
-    tokens = min(max(recipe.training.tokens_per_batch, longest + horizon), rollouts * (longest + horizon))
+    tokens, scored = (
+        min(max(recipe.training.tokens_per_batch, prompt + horizon), rollouts * (prompt + horizon))
+        for prompt in (longest, read)
+    )
     # Of a chunk, the student's logits and the teacher's as they were projected; a GPU makes float32 losses of all at
     # once, with about six temporaries. Then the gradient of the head, and of the embedding.
     chunk = min(chunk_bytes_on(student.device), 4 * student.head.vocabulary * tokens)
     logits = chunk * (element / 2 + (0 if student.device.type == "cpu" else 6))
     update = tokens * _activation_bytes(student, element) + logits + 2 * element * student.head.weight.numel()
-    return MemoryEstimate(static, rollout, update)
+    # A teacher's forward pass keeps one layer's vectors at a time.
+    scoring = max((scored * _layer_bytes(teacher, element) for teacher in parts.teachers.values()), default=0.0)
+    return MemoryEstimate(static, rollout, max(update, scoring))
 
 
 def rollout_bytes(parts: Parts, rows: int, tokens: int) -> float:
@@ -107,9 +113,13 @@ def _cache_bytes(model: LanguageModel, element: int) -> float:
 
 def _activation_bytes(model: LanguageModel, element: int) -> float:
     """Returns the bytes that one token keeps for the backward pass."""
-    config = model.config
-    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer = (WIDTHS_KEPT * config.hidden_size + MLP_WIDTHS_KEPT * mlp) * element
+    config, layer = model.config, _layer_bytes(model, element)
     if model.recomputes:
         return float(layer + config.num_hidden_layers * config.hidden_size * element)
     return float(layer * config.num_hidden_layers)
+
+
+def _layer_bytes(model: LanguageModel, element: int) -> float:
+    """Returns the bytes of one token's vectors in one layer."""
+    mlp = getattr(model.config, "intermediate_size", None) or 4 * model.config.hidden_size
+    return float((WIDTHS_KEPT * model.config.hidden_size + MLP_WIDTHS_KEPT * mlp) * element)

@@ -6,6 +6,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from tempfile import TemporaryFile
 
 import torch
@@ -116,14 +117,33 @@ def _merges(teacher: Teacher, stop: StopClass) -> bool:
 def _check_context(parts: Parts) -> str:
     full = parts.recipe.rollout.full_tokens
     longest = _longest(parts) - full
-    for model in (parts.student, *parts.teachers.values()):
+    sharing = [model for name, model in parts.teachers.items() if name not in parts.prompts.teachers]
+    for model in (parts.student, *sharing):
         if model.context is not None and longest + full > model.context:
             raise RecipeError(
                 f"the longest prompt ({longest}) and rollout.full_tokens ({full}) make {longest + full} tokens, more "
                 f"than the context of {model.name} ({model.context}); write full_tokens: {model.context - longest} or "
                 "less, or lower prompt_tokens"
             )
-    return f"context: the longest prompt and full length make {longest + full} tokens, which fits"
+    found = f"context: the longest prompt and full length make {longest + full} tokens, which fits"
+    return found + "".join(_check_own_context(parts, *each) for each in parts.prompts.teachers.items())
+
+
+def _check_own_context(parts: Parts, name: str | None, prompts: PromptSet) -> str:
+    """Returns how long the prompts are that a teacher reads in place of the student's. Raises `RecipeError` if one does
+    not fit the context of a local teacher together with a whole response."""
+    full = parts.recipe.rollout.full_tokens
+    longest = max(prompts.prompts, key=lambda prompt: len(prompt.ids))
+    length, teacher = len(longest.ids), by_name(parts.learner.teacher).get(name or "")
+    model = teacher.model if isinstance(teacher, LocalTeacher) else None
+    if model and model.context is not None and length + full > model.context:
+        most = model.context - length
+        raise RecipeError(
+            f"{prompts.where(longest.id)} has {length} tokens and rollout.full_tokens is {full}, more than the context "
+            f"of {model.name} ({model.context}); {f'write full_tokens: {most} or less, or ' if most > 0 else ''}"
+            "shorten such prompts, or leave them out with task.filter"
+        )
+    return f"; with the prompts of the teacher{f' {name}' if name else ''}, {length + full}"
 
 
 def _check_evaluation(parts: Parts) -> Iterator[str]:
@@ -132,8 +152,10 @@ def _check_evaluation(parts: Parts) -> Iterator[str]:
         return
     prompts, full = parts.evaluator.prompts, parts.recipe.rollout.full_tokens
     yield from (f"evaluation: {note}" for note in (_counted(prompts, parts.recipe), *prompts.notes))
-    teacher_answers = parts.evaluator.settings.measure == "divergence"
-    for model in (parts.student, *(parts.teachers.values() if teacher_answers else ())):
+    read = [(parts.student, prompts)]
+    if parts.evaluator.settings.measure == "divergence":  # the teacher answers
+        read += [(model, prompts.teachers.get(name, prompts)) for name, model in parts.teachers.items()]
+    for model, prompts in read:
         if model.context is None:
             continue
         cut = [prompt for prompt in prompts.prompts if len(prompt.ids) + full > model.context]
@@ -153,7 +175,9 @@ def _check_evaluation(parts: Parts) -> Iterator[str]:
 
 def _check_remote(parts: Parts) -> Iterator[str]:
     for name, teacher in parts.learner.remote.teachers.items():
-        yield from check_remote(name, teacher, parts.student, _longest(parts), parts.recipe.rollout.temperature)
+        read = [len(prompt.of_teacher.ids) for prompt in parts.prompts.read_by(name)]
+        longest = max(read, default=0) + parts.recipe.rollout.full_tokens
+        yield from check_remote(name, teacher, parts.student, longest, parts.recipe.rollout.temperature)
 
 
 def _longest(parts: Parts) -> int:
@@ -173,8 +197,8 @@ def _longest_sampled(parts: Parts) -> int:
 def _check_same_model_is_zero(parts: Parts, rollouts: list[Rollout]) -> str:
     """Raises `ModelError` unless the student as its own teacher has no loss."""
     itself = LocalTeacher(parts.student, parts.recipe.rollout.temperature)
-    worst = 0.0
-    for batch in parts.learner.batches(rollouts, seed=0):
+    worst, shared = 0.0, [replace(rollout, prompt=rollout.prompt.of_student) for rollout in rollouts]
+    for batch in parts.learner.batches(shared, seed=0):
         with torch.no_grad():
             _, terms = parts.learner.loss(batch, itself)
         worst = max(worst, float(terms.loss.abs().max()), float(terms.log_ratio.abs().max()))

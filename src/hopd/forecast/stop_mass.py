@@ -1,6 +1,7 @@
 """Measures how likely the student and its teachers are to end an answer by each id, where the student ended a few."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,8 @@ def compare_ends(parts: Parts) -> Iterator[str]:
         scored = [answer for answer in ended if not name or answer.prompt.teacher == name]
         if scored and (teacher.gives is Detail.VOCABULARY or isinstance(teacher, RemoteTeacher)):
             itself = LocalTeacher(parts.student, parts.recipe.rollout.temperature)
-            mine, theirs = (_mass(parts, each, scored, ends) for each in (itself, teacher))
+            shared = [replace(answer, prompt=answer.prompt.of_student) for answer in scored]
+            mine, theirs = (_mass(parts, *each, ends) for each in ((itself, shared), (teacher, scored)))
             yield _sentence(parts, f"the teacher {name}".strip(), ends, mine, theirs, len(scored))
 
 

@@ -4,7 +4,16 @@ It loads no torch and knows no model, no engine and no file but the recipe itsel
 """
 
 from hopd.recipe.decoding import Decoding, NativeDecoding, VllmDecoding, VllmServers
-from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, ServerSource, TeacherPlugin, TeacherSource
+from hopd.recipe.models import (
+    AdaptersOff,
+    LoraSection,
+    ModelSource,
+    OwnPrompt,
+    ServerSource,
+    TeacherModel,
+    TeacherPlugin,
+    TeacherSource,
+)
 from hopd.recipe.recipe import Recipe
 from hopd.recipe.section import PluginSection, Section
 from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
@@ -22,6 +31,7 @@ __all__ = [
     "LoraSection",
     "ModelSource",
     "NativeDecoding",
+    "OwnPrompt",
     "PluginSection",
     "Recipe",
     "RolloutSection",
@@ -30,6 +40,7 @@ __all__ = [
     "Servers",
     "TaskPlugin",
     "TaskSource",
+    "TeacherModel",
     "TeacherPlugin",
     "TeacherSource",
     "TrainingSection",

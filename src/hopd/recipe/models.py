@@ -1,12 +1,15 @@
 """Describes the source of a recipe's models: a directory or hub, the student's own base, servers, or a plug-in."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from hopd.errors import RecipeError
 from hopd.recipe.section import PluginSection, Section
+from hopd.recipe.sentences import as_pydantic
 from hopd.recipe.servers import Servers
+from hopd.recipe.tasks import RENDERING
 
 
 class ModelSource(Section):
@@ -17,13 +20,44 @@ class ModelSource(Section):
     trust_remote_code: bool = False
 
 
-class AdaptersOff(Section):
+class OwnPrompt(Section):
+    """Lets a teacher read another prompt than the student: the text or messages in the column `prompt`, or the
+    student's own, rendered with more variables of the chat `template` and another `system` message than the task's."""
+
+    prompt: str | None = Field(None, min_length=1)
+    template: dict[str, Any] = {}
+    system: str | None = None
+
+    @property
+    def has_own(self) -> bool:
+        """Tells whether the prompt is another one than the student's."""
+        return self.prompt is not None or self.renders
+
+    @property
+    def renders(self) -> bool:
+        """Tells whether the chat template renders it with something else."""
+        return bool(self.template) or self.system is not None
+
+    @model_validator(mode="after")
+    def _free_variables(self) -> Self:
+        if taken := RENDERING.intersection(self.template):
+            raise as_pydantic(
+                RecipeError(f"teacher.template.{min(taken)} is set by hopd; template holds variables of the template")
+            )
+        return self
+
+
+class TeacherModel(ModelSource, OwnPrompt):
+    """Names the model of a local teacher, and what it reads."""
+
+
+class AdaptersOff(OwnPrompt):
     """Uses the student with its adapters switched off as the teacher, which needs no second copy of the weights."""
 
     adapter_disabled: Literal[True]
 
 
-class ServerSource(Servers):
+class ServerSource(Servers, OwnPrompt):
     """Names a remote teacher. One request carries up to `sequences` sequences."""
 
     where: ClassVar[str] = "teacher"
@@ -51,7 +85,7 @@ def _kind(source: Any) -> str:
 
 
 TeacherSource = Annotated[
-    Annotated[ModelSource, Tag("<model>")]
+    Annotated[TeacherModel, Tag("<model>")]
     | Annotated[AdaptersOff, Tag("<base>")]
     | Annotated[ServerSource, Tag("<server>")]
     | Annotated[TeacherPlugin, Tag("<plug-in>")],

@@ -16,7 +16,7 @@ from hopd.errors import RecipeError, missing_target
 from hopd.objective.objective import Full
 from hopd.plugin import Plugin, find_beside
 from hopd.recipe.choices import Horizon, Objective, Window
-from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, TeacherSource
+from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, OwnPrompt, TeacherSource
 from hopd.recipe.overrides import override
 from hopd.recipe.plugins import named_code
 from hopd.recipe.section import Section
@@ -70,6 +70,11 @@ class Recipe(Section):
             raise RecipeError(
                 "teacher.adapter_disabled is the student without adapters, and it has none: write lora: {}"
             )
+        if rendered := [name for name, own in self.own_prompts.items() if own.renders and not self.task.chat]:
+            raise RecipeError(
+                f"{f'teachers.{rendered[0]}' if rendered[0] else 'teacher'} has template or system, which are for the "
+                "chat template; write chat: true in task"
+            )
         mini_batch = self.training.mini_batch
         if mini_batch is not None and self.rollout.prompts % mini_batch:
             raise RecipeError(
@@ -88,6 +93,16 @@ class Recipe(Section):
         if self.rollout.off_policy:
             self.rollout.off_policy.check(self.task, self.objective, self.horizon)
         return self
+
+    @property
+    def sources(self) -> dict[str | None, TeacherSource]:
+        """Returns the teachers by name; the name of an only one is None."""
+        return {None: self.teacher} if self.teacher else dict(self.teachers.items())
+
+    @property
+    def own_prompts(self) -> dict[str | None, OwnPrompt]:
+        """Returns the teachers that read prompts of their own, by name."""
+        return {name: each for name, each in self.sources.items() if isinstance(each, OwnPrompt) and each.has_own}
 
     def controller(self) -> horizons.Controller:
         """Returns the horizon's controller, built anew at each call: it may have a state."""

@@ -3,7 +3,7 @@ controller or loop."""
 
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.batch import Batch, pack
-from hopd.rollout.engine import Engine
+from hopd.rollout.engine import Engine, answers_of
 from hopd.rollout.native.engine import NativeEngine
 from hopd.rollout.random import Stream, fold, uniform
 from hopd.rollout.rollout import FinishReason, Prompt, Rollout, Stretch
@@ -18,6 +18,7 @@ __all__ = [
     "Sampling",
     "Stream",
     "Stretch",
+    "answers_of",
     "fold",
     "pack",
     "uniform",

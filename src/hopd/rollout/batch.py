@@ -1,7 +1,7 @@
 """Packs rollouts into micro-batches by tokens: sequences of similar length together, padded to the longest of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -44,6 +44,20 @@ class Batch:
         last = torch.zeros(len(self.rollouts), dtype=torch.long, device=self.ids.device)
         return cast(list[int], last.scatter_reduce(0, self.at.row, self.column + 1, "amax").tolist())
 
+    @property
+    def of_teacher(self) -> "Batch":
+        """Returns the batch as its teacher reads it: the same responses behind the teacher's own prompts. Loss tokens
+        are the same ones in the same order, so its hidden states are compared with the student's one by one."""
+        if all(rollout.prompt.teacher_ids is None for rollout in self.rollouts):
+            return self
+        rollouts = tuple(replace(rollout, prompt=rollout.prompt.of_teacher) for rollout in self.rollouts)
+        changed = [len(a.prompt.ids) - len(b.prompt.ids) for a, b in zip(rollouts, self.rollouts, strict=True)]
+        read = [length + more for length, more in zip(self.lengths, changed, strict=True)]
+        moved = torch.tensor(changed, device=self.ids.device)[self.at.row]
+        return replace(
+            self, rollouts=rollouts, ids=_padded(rollouts, read).to(self.ids.device), column=self.column + moved
+        )
+
 
 _Row = tuple[str, int, Rollout, Span]  # teacher, tokens read, rollout, loss window
 
@@ -58,12 +72,13 @@ def pack(
     """Returns micro-batches of at most `tokens_per_batch` tokens, padding included; a longer rollout is one by itself.
 
     `spans` are the loss windows, in response tokens. Tokens after a window are left out, unless `whole_response`:
-    credit from later tokens (γ > 0) needs them, with weight 0. Rollouts without loss tokens are left out.
+    credit from later tokens (γ > 0) needs them, with weight 0. Rollouts without loss tokens are left out. A prompt
+    counts as long as the longer of the student's and the teacher's own.
     """
     rows: list[_Row] = []
     for rollout, (start, end) in zip(rollouts, spans, strict=True):
         if end > start:
-            read = len(rollout.prompt.ids) + (rollout.length if whole_response else end)
+            read = rollout.prompt.longest + (rollout.length if whole_response else end)
             rows.append((rollout.prompt.teacher or "", read, rollout, (start, end)))
     rows.sort(key=lambda row: (row[0], -row[1], row[2].prompt.id, row[2].sample))
 
@@ -81,13 +96,11 @@ def pack(
 
 
 def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Batch:
-    # The last token is only ever predicted, so the forward pass stops before it.
-    ids = torch.zeros(len(rows), max(read for _, read, _, _ in rows) - 1, dtype=torch.long)
-    row_of, position, tokens, behaviour, weight, age = [], [], [], [], [], []
-    for row, (_, read, rollout, (start, end)) in enumerate(rows):
-        prompt = rollout.prompt.ids
-        ids[row, : read - 1] = torch.cat([prompt, rollout.ids])[: read - 1]
+    row_of, position, tokens, behaviour, weight, age, lengths = [], [], [], [], [], [], []
+    for row, (_, _, rollout, (start, end)) in enumerate(rows):
         looked_at = torch.arange(0, rollout.length) if whole else torch.arange(start, end)
+        # The last token is only ever predicted, so the forward pass stops before it.
+        lengths.append(len(rollout.prompt.ids) + (rollout.length if whole else end) - 1)
         row_of.append(torch.full_like(looked_at, row))
         position.append(looked_at)
         tokens.append(rollout.ids[looked_at])
@@ -95,11 +108,20 @@ def _batch(rows: Sequence[_Row], device: torch.device | str, whole: bool) -> Bat
         weight.append(((looked_at >= start) & (looked_at < end)).float())
         age.append(rollout.age_of_tokens[looked_at])
     at = LossTokens(*(torch.cat(parts).to(device) for parts in (tokens, row_of, position, behaviour, weight, age)))
-    before = torch.tensor([len(rollout.prompt.ids) for _, _, rollout, _ in rows], device=device)
+    rollouts = tuple(rollout for _, _, rollout, _ in rows)
+    before = torch.tensor([len(rollout.prompt.ids) for rollout in rollouts], device=device)
     return Batch(
-        rollouts=tuple(rollout for _, _, rollout, _ in rows),
-        teacher=rows[0][2].prompt.teacher,
-        ids=ids.to(device),
+        rollouts=rollouts,
+        teacher=rollouts[0].prompt.teacher,
+        ids=_padded(rollouts, lengths).to(device),
         column=before[at.row] + at.position - 1,
         at=at,
     )
+
+
+def _padded(rollouts: Sequence[Rollout], lengths: Sequence[int]) -> Int[Tensor, "B L"]:
+    """Returns the first ids of each prompt and response, as many as `lengths` says."""
+    ids = torch.zeros(len(rollouts), max(lengths), dtype=torch.long)
+    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True)):
+        ids[row, :length] = torch.cat([rollout.prompt.ids, rollout.ids])[:length]
+    return ids

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -59,6 +60,16 @@ class Engine(ABC):
     def metrics(self) -> dict[str, float]:
         """Returns the engine's measurements of the last step, by name. All processes call it together."""
         return {}
+
+
+def answers_of(
+    teacher: Engine, prompts: Sequence[Prompt], max_tokens: int, sampling: Sampling, seed: int, samples: int = 1
+) -> list[Rollout]:
+    """Returns a teacher's rollouts of the prompts, as `Engine.sample` does. Where it has prompts of its own it reads
+    those, and its answers are put behind the student's."""
+    own = {prompt.id: prompt for prompt in prompts}
+    made = teacher.sample([prompt.of_teacher for prompt in prompts], max_tokens, sampling, seed, samples)
+    return [replace(rollout, prompt=own[rollout.prompt.id]) for rollout in made]
 
 
 class CopyEngine(Protocol):

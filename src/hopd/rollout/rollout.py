@@ -22,13 +22,34 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True)
 class Prompt:
     """Holds a prompt's token ids. `id` keys the random numbers of its rollouts; `teacher` names the teacher that scores
-    them, None where there is only one. `reference` is an answer that was not sampled, with its end, if it has one.
-    """
+    them, None where there is only one. `teacher_ids` are what that teacher reads in place of `ids`, if it has a prompt
+    of its own. `reference` is an answer that was not sampled, with its end, if it has one."""
 
     id: int
     ids: Int[Tensor, " P"]
     teacher: str | None = None
+    teacher_ids: Int[Tensor, " Q"] | None = None
     reference: Int[Tensor, " S"] | None = None
+
+    @property
+    def of_teacher(self) -> "Prompt":
+        """Returns the prompt as its teacher reads it."""
+        return self if self.teacher_ids is None else replace(self, ids=self.teacher_ids, teacher_ids=None)
+
+    @property
+    def longest(self) -> int:
+        """Returns the tokens of the longer of both, the student's prompt and its teacher's own."""
+        return max(len(self.ids), len(self.of_teacher.ids))
+
+    @property
+    def own_tokens(self) -> int:
+        """Returns how many tokens the teacher alone reads: those of its own prompt."""
+        return 0 if self.teacher_ids is None else len(self.teacher_ids)
+
+    @property
+    def of_student(self) -> "Prompt":
+        """Returns the prompt as the student reads it, for a teacher that reads the same."""
+        return self if self.teacher_ids is None else replace(self, teacher_ids=None)
 
     def check_room(self, context: int | None) -> None:
         """Raises `TaskError` if the prompt is empty or leaves no room for a response in a model's context."""

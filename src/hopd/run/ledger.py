@@ -25,8 +25,8 @@ from hopd.run.files import json_text, write_atomically
 
 @dataclass
 class Account:
-    """Adds up tokens: `prompt` tokens prefilled, `generated` by the student, `scored` by the teacher, `trained` (with
-    loss).
+    """Adds up tokens: `prompt` tokens prefilled, `generated` by the student, `scored` by the teacher (with the prompts
+    that it alone reads), `trained` (with loss).
 
     `full_rollouts_tokens` is the full-rollout equivalent of `generated_tokens`: every rollout that the horizon cut
     counts as the full length, so it is the most that full rollouts would have generated. `serial_tokens` adds up the

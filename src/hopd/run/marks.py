@@ -42,6 +42,9 @@ class Marks:
         if recipe.evaluation and self.evaluation:
             task = recipe.evaluation.task.model_dump(mode="json")
             marks["evaluation prompts"] = prompts_mark(self.evaluation, task, answers=True)
+        for name, theirs in self.prompts.teachers.items():
+            says = recipe.task.model_dump(mode="json") | {"own": recipe.own_prompts[name].model_dump(mode="json")}
+            marks[f"prompts of the teacher {name or ''}".rstrip()] = prompts_mark(theirs, says, answers=False)
         named = {"teacher": recipe.teacher, **{f"teacher {name}": each for name, each in recipe.teachers.items()}}
         sources = {"student": recipe.student, **(named if self.teachers else {})}
         for name, source in sources.items():

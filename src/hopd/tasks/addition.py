@@ -13,7 +13,7 @@ short horizon suffices.
 import random
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,6 +57,27 @@ def digits(value: int) -> str:
 
 
 @dataclass(frozen=True)
+class Worked(Mapping[str, str]):
+    """Holds the one column of a problem, its worked `solution` with the question after it, made when it is read."""
+
+    start: int
+    addend: int
+    steps: int
+
+    def __getitem__(self, name: str) -> str:
+        if name != "solution":
+            raise KeyError(name)
+        asked = self.start, self.addend, self.steps
+        return scratchpad(*asked) + prompt(*asked)
+
+    def __iter__(self) -> Iterator[str]:
+        yield "solution"
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
 class RepeatedAddition:
     """Makes `size` problems of `steps` additions each, drawn from `seed`; `held_out` selects the evaluation pairs."""
 
@@ -70,7 +91,12 @@ class RepeatedAddition:
         """Returns the problems, which `seed` alone decides."""
         pairs = draw_pairs(self.size, self.seed, self.held_out)
         return [
-            Problem(id=i, prompt=prompt(*pair, self.steps), answer=digits((pair[0] + self.steps * pair[1]) % MODULUS))
+            Problem(
+                id=i,
+                prompt=prompt(*pair, self.steps),
+                answer=digits((pair[0] + self.steps * pair[1]) % MODULUS),
+                columns=Worked(*pair, self.steps),
+            )
             for i, pair in enumerate(pairs)
         ]
 

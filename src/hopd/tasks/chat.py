@@ -56,7 +56,7 @@ class ChatTemplate:
         elif role not in ASKING:
             yield f"end with a turn of {role!r}, where one of user, system or tool is expected"
         if self.system is not None and _has_system(prompt):
-            yield "have a system message of their own, which stays: task.system is for the others"
+            yield "have a system message of their own, which stays: the given one is for the others"
 
     def unread(self) -> list[str]:
         """Returns the options that the template never mentions."""

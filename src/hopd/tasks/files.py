@@ -20,7 +20,8 @@ from hopd.tasks.unreadable import unreadable
 class PromptFile:
     """Makes one problem of each row: `prompt` names the column with the text or the chat messages, `answer` the column
     that `check` compares the response with, `teacher` the column with the teacher's name, and `reference` the one with
-    an answer to learn from. A name may be a path into a column, `reward_model.ground_truth`.
+    an answer to learn from. A name may be a path into a column, `reward_model.ground_truth`. `teacher_prompts` names
+    the columns that teachers read in place of the prompt, each by the teacher's name (None: the only one).
 
     `check` is `math`, `exact`, or a function of your own, called as `function(response, answer)`, by its name,
     module:function, or itself; it returns a float from 0 to 1. It runs in processes of its own, and each answer has
@@ -44,13 +45,14 @@ class PromptFile:
         unique: bool = False,
         limit: int | None = None,
         check_seconds: float | None = None,
+        teacher_prompts: Mapping[str | None, str] | None = None,
         reference: str | None = None,
     ):
         self.path, self.split, self.config, self.unique, self.limit = path, split, config, unique, limit
         self.columns = {"prompt": prompt, "answer": answer, "teacher": teacher, "reference": reference}
         self.check = check if callable(check) else load_check(check)
         self._checker = checker(self.check, check_seconds)
-        self.filter = filter
+        self.filter, self.teacher_prompts = filter, teacher_prompts or {}
         self.keeps: Callable[[Row], Any] | None = plugin.load_function(filter, "filter", ("row",)) if filter else None
         self.notes: list[str] = []
 
@@ -68,7 +70,7 @@ class PromptFile:
             if len(problems) + sum(map(len, faults.values())) == self.limit:
                 break
         for fault, rows in faults.items():
-            raise TaskError(f"{self.path}, row {rows[0] + 1}: {fault}{such(len(rows))}")
+            raise TaskError(f"{self.where(rows[0])}: {fault}{such(len(rows))}")
         if not problems:
             raise TaskError(f"{self.path} has no rows" + (f" that {self.filter} keeps" if left_out else ""))
         self.notes = [f"{count:,} rows of {self.path} are left out: {reason}" for reason, count in left_out.items()]
@@ -77,13 +79,14 @@ class PromptFile:
     def _used(self, left_out: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields number and values of each row that is used, and counts the others by the reason. Equal prompts, of
         which there may be very many, are one object."""
-        columns = None if self.keeps else [column for column in self.columns.values() if column]
+        named = (*self.columns.values(), *self.teacher_prompts.values())
+        columns = None if self.keeps else [column for column in named if column]
         prompts, seen, content_of = dict[Any, Any](), set[Any](), json.JSONEncoder(default=str).encode
         for number, row in enumerate(track(read(self.path, self.split, self.config, columns), f"reading {self.path}")):
             if not self._keeps(number, row):
                 left_out[f"{self.filter} does not keep them"] += 1
                 continue
-            values = {role: self._value(number, row, role) for role in self.columns}
+            values = {role: self._value(number, row, role, column) for role, column in self.columns.items()}
             prompt = values["prompt"]
             key = prompt if isinstance(prompt, str) else (content_of(prompt),)
             values["prompt"] = prompts.setdefault(key, prompt)
@@ -91,6 +94,9 @@ class PromptFile:
                 left_out["their prompts came before (unique)"] += 1
                 continue
             seen.add((key, str(values["teacher"])))
+            teacher = values["teacher"]
+            if isinstance(teacher, str | None) and (column := self.teacher_prompts.get(teacher)):
+                values["columns"] = {column: self._value(number, row, "teacher's prompt", column)}
             yield number, values
 
     def score(self, problem: Problem, response: str) -> float:
@@ -112,6 +118,10 @@ class PromptFile:
         """Ends the processes that check answers; later calls start new ones."""
         self._checker.close()
 
+    def where(self, number: int) -> str:
+        """Names a problem by its row, counted from 1."""
+        return f"{self.path}, row {number + 1}"
+
     def _check_column(self) -> None:
         if self.columns["answer"] is None:
             raise TaskError(
@@ -121,7 +131,7 @@ class PromptFile:
     def _keeps(self, number: int, row: Row) -> bool:
         if self.keeps is None:
             return True
-        where = f"{self.path}, row {number + 1}: the filter {self.filter}"
+        where = f"{self.where(number)}: the filter {self.filter}"
         try:
             kept = self.keeps(row)
         except Exception as error:
@@ -130,15 +140,14 @@ class PromptFile:
             raise TaskError(f"{where} returned nothing; it must return True for a row to use and False for another")
         return bool(kept)
 
-    def _value(self, number: int, row: Row, role: str) -> Any:
-        column = self.columns[role]
+    def _value(self, number: int, row: Row, role: str, column: str | None) -> Any:
         try:
             return None if column is None else find(row, column)
         except KeyError as error:
             known = list(names(row))
             raise TaskError(
-                f"{self.path}, row {number + 1}: no column {column!r} for the {role}{nearest(str(column), known)}; it "
-                f"has {_listed(known)}"
+                f"{self.where(number)}: no column {column!r} for the {role}{nearest(str(column), known)}; it has "
+                f"{listed(known)}"
             ) from error
 
     def _fault(self, values: Mapping[str, Any]) -> str | None:
@@ -146,13 +155,20 @@ class PromptFile:
         prompt, answer, teacher = values["prompt"], values["answer"], values["teacher"]
         if self.columns["answer"] and (reason := _unusable(answer)):
             return f"the answer {reason}, and every response would be scored wrong"
-        if prompt is None or (isinstance(prompt, str | list) and _is_empty(prompt)):
-            return "the prompt is empty"
-        if not isinstance(prompt, str | list):
-            return f"a prompt is a text or a list of chat messages, got {type(prompt).__name__}"
+        if fault := fault_of(prompt):
+            return fault
         if self.columns["teacher"] and not isinstance(teacher, str):
             return f"the teacher must be a name, got {type(teacher).__name__}"
         return None
+
+
+def fault_of(prompt: Any) -> str | None:
+    """Says what is wrong with the prompt of a row, if anything is."""
+    if prompt is None or (isinstance(prompt, str | list) and _is_empty(prompt)):
+        return "the prompt is empty"
+    if not isinstance(prompt, str | list):
+        return f"a prompt is a text or a list of chat messages, got {type(prompt).__name__}"
+    return None
 
 
 def _is_empty(prompt: str | list[Any]) -> bool:
@@ -184,7 +200,8 @@ def _unusable(answer: Any) -> str | None:
     return f"holds {broken}" if broken else None
 
 
-def _listed(columns: Sequence[str]) -> str:
+def listed(columns: Sequence[str]) -> str:
+    """Returns names of columns in a row, cut off where there are many."""
     text = ", ".join(columns)
     return text if len(text) <= 160 else f"{text[:160]}…"
 

@@ -43,10 +43,11 @@ class ReasoningGym:
 
     @cached_property
     def problems(self) -> Sequence[Problem]:
-        """Returns the dataset's questions; an answer is the dataset's whole entry, which its scorer needs."""
+        """Returns the dataset's questions; an answer is the dataset's whole entry, which its scorer needs, and
+        its columns are those of the entry."""
         return [
-            Problem(id=number, prompt=self.dataset[number]["question"], answer=self.dataset[number])
-            for number in range(len(self.dataset))
+            Problem(id=number, prompt=entry["question"], answer=entry, columns=entry)
+            for number, entry in enumerate(map(self.dataset.__getitem__, range(len(self.dataset))))
         ]
 
     def score(self, problem: Problem, response: str) -> float:

@@ -1,6 +1,6 @@
 """A problem is a prompt with what it takes to check an answer. This file knows nothing of tokens or models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,13 +15,15 @@ Message = dict[str, Any]
 class Problem:
     """Holds one problem. `id` is its number in its task; with the seed, it keys the random numbers of its rollouts.
     `prompt` is plain text or a list of chat messages. `teacher` names the teacher that scores its rollouts, None where
-    there is only one. `reference` is an answer to learn from, a text or an assistant's message, if there is one."""
+    there is only one. `reference` is an answer to learn from, a text or an assistant's message, if there is one.
+    `columns` holds more of the problem by name, such as a prompt that only a teacher reads."""
 
     id: int
     prompt: str | list[Message]
     answer: Any = None
     teacher: str | None = None
     reference: Any = None
+    columns: Mapping[str, Any] | None = None
 
 
 class Task(Protocol):
@@ -52,6 +54,20 @@ class ManyAnswers(Protocol):
     def close(self) -> None:
         """Ends the processes that check; later calls start new ones."""
         ...
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Is a task that names its problems for a person, as a file does by its rows."""
+
+    def where(self, number: int) -> str:
+        """Names the problem of that number."""
+        ...
+
+
+def where(task: Task, number: int) -> str:
+    """Names a problem for a person."""
+    return task.where(number) if isinstance(task, Rows) else f"prompt {number}"
 
 
 def outcomes(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Outcome]:

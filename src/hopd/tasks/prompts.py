@@ -1,7 +1,7 @@
 """Turns problems into prompts of token ids, and the token ids of rollouts into the text that is scored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -13,9 +13,8 @@ from hopd.errors import TaskError
 from hopd.model.stop import NO_STOP, Stop
 from hopd.rollout.rollout import Prompt, Rollout
 from hopd.tasks.chat import ChatTemplate
-from hopd.tasks.files import PromptFile
 from hopd.tasks.outcome import Outcome
-from hopd.tasks.problem import Problem, Task, lone_surrogate, outcomes, such
+from hopd.tasks.problem import Problem, Task, lone_surrogate, outcomes, such, where
 from hopd.tasks.tokens import tokenize
 from hopd.tasks.track import track
 
@@ -24,7 +23,8 @@ from hopd.tasks.track import track
 class PromptSet:
     """Holds a task as a model sees it. `dropped` counts the prompts left out because they were too long, `chat` is the
     template that rendered them, and `notes` are sentences for a person. `stop` is the recipe's, whose texts are no part
-    of an answer. Equal prompts share one tensor."""
+    of an answer. Equal prompts share one tensor. `teachers` holds, by name (None: the only one), what those teachers
+    read that have prompts of their own."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -34,6 +34,7 @@ class PromptSet:
     chat: ChatTemplate | None = None
     notes: tuple[str, ...] = ()
     stop: Stop = NO_STOP
+    teachers: Mapping[str | None, "PromptSet"] = field(default_factory=dict)
 
     def score(self, rollout: Rollout) -> float:
         """Returns how correct a rollout's answer is, from 0 to 1."""
@@ -48,6 +49,16 @@ class PromptSet:
         """Returns a hash of the prompts and answers, in their order: `hopd compare` requires it to be equal."""
         asked = [(prompt.id, prompt.ids.tolist(), repr(self.problems[prompt.id].answer)) for prompt in self.prompts]
         return sha256(repr(asked).encode()).hexdigest()[:16]
+
+    def read_by(self, name: str | None) -> list[Prompt]:
+        """Returns the prompts that one teacher scores; of an only one, without a name, all."""
+        return [prompt for prompt in self.prompts if not name or prompt.teacher == name]
+
+    def with_teacher(self, name: str | None, theirs: "PromptSet") -> "PromptSet":
+        """Returns the prompts with those that the teacher of that name reads in place of them."""
+        ids = {prompt.id: prompt.ids for prompt in theirs.prompts}
+        prompts = [replace(each, teacher_ids=ids[each.id]) if each.id in ids else each for each in self.prompts]
+        return replace(self, prompts=prompts, teachers={**self.teachers, name: theirs})
 
     def text(self, rollout: Rollout) -> str:
         """Decodes a rollout without its special tokens and without the id or text of `stop` that ended it."""
@@ -68,12 +79,14 @@ def encode(
     too_long: Literal["drop", "error"] = "drop",
     system: str | None = None,
     options: Mapping[str, Any] | None = None,
+    section: str = "task",
 ) -> PromptSet:
     """Tokenises every prompt, with the chat template (`chat`, with `system` and `options`) or as plain text; equal
     prompts once.
 
     Prompts of more than `max_tokens` tokens are dropped, or with `too_long="error"` refused. Raises `TaskError` for a
-    prompt without tokens, one that cannot be encoded, a missing chat template, and if no prompt is left.
+    prompt without tokens, one that cannot be encoded, a missing chat template, and if no prompt is left. `section` is
+    the recipe's that gives the options.
     """
     template = ChatTemplate(tokenizer, system, options) if chat else None
     problems = task.problems
@@ -98,13 +111,8 @@ def encode(
         for problem, number, length in zip(problems, numbers, lengths, strict=True)
         if length <= max_tokens
     ]
-    notes = [*getattr(task, "notes", ()), *(_remarks(task, problems, template) if template else ())]
+    notes = [*getattr(task, "notes", ()), *(_remarks(task, problems, template, section) if template else ())]
     return PromptSet(task, tokenizer, prompts, {each.id: each for each in problems}, len(long), template, tuple(notes))
-
-
-def where(task: Task, number: int) -> str:
-    """Names a problem for a person: in a file by its row."""
-    return f"{task.path}, row {number + 1}" if isinstance(task, PromptFile) else f"prompt {number}"
 
 
 def _texts(task: Task, problems: Sequence[Problem], template: ChatTemplate | None) -> tuple[list[str], list[int]]:
@@ -135,8 +143,9 @@ def _text(task: Task, problem: Problem, template: ChatTemplate | None) -> str:
     return problem.prompt
 
 
-def _remarks(task: Task, problems: Sequence[Problem], template: ChatTemplate) -> Iterator[str]:
-    """Yields what a person may not expect of the messages and of the template's options."""
+def _remarks(task: Task, problems: Sequence[Problem], template: ChatTemplate, section: str) -> Iterator[str]:
+    """Yields what a person may not expect of the messages and of the template's options, given in a recipe's
+    `section`."""
     found: dict[str, list[int]] = {}
     for problem in problems:
         for remark in template.remarks(problem.prompt):
@@ -144,4 +153,4 @@ def _remarks(task: Task, problems: Sequence[Problem], template: ChatTemplate) ->
     for remark, ids in found.items():
         yield f"{len(ids):,} of {len(problems):,} prompts {remark} (the first: {where(task, ids[0])})"
     for option in template.unread():
-        yield f"task.template.{option} changes nothing: the chat template never reads {option!r}"
+        yield f"{section}.template.{option} changes nothing: the chat template never reads {option!r}"

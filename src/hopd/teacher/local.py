@@ -21,8 +21,9 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, batch: Batch) -> HiddenSignal:
         """Returns hidden states, not logits: the objective projects them chunk by chunk."""
+        read = batch.of_teacher
         with fast_layers(self.model.backbone):
-            hidden = batch.states(self.model.hidden(batch.ids))
+            hidden = read.states(self.model.hidden(read.ids))
         return HiddenSignal(self.model.head, hidden, self.temperature)
 
 

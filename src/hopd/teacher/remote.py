@@ -84,7 +84,7 @@ class RemoteTeacher:
         self._ensure(batch)
         scores = [self._fetched[rollout] for rollout in batch.rollouts]
         # The log-prob of a sequence's token t is at t − 1: the first token has none.
-        places = list(zip(batch.at.row.tolist(), batch.column.tolist(), strict=True))
+        places = list(zip(batch.at.row.tolist(), batch.of_teacher.column.tolist(), strict=True))
         device = batch.at.tokens.device
         sampled = torch.stack([scores[row].log_probs[column] for row, column in places]).to(device)
         ids = torch.stack([scores[row].top_ids[column] for row, column in places]).to(device)
@@ -175,11 +175,12 @@ class RemoteTeacher:
 
 
 def _sequences(batch: Batch, ends: Sequence[int] = ()) -> list[tuple[Rollout, list[int]]]:
-    """Returns each rollout with the ids of its prompt and response, up to the last token that is scored; where that is
-    one of `ends`, which only a last one can be, also with each of the others in its place."""
+    """Returns each rollout with the ids of the teacher's prompt and the response, up to the last token that is scored;
+    where that is one of `ends`, which only a last one can be, also with each of the others in its place."""
     made = []
-    for rollout, read in zip(batch.rollouts, batch.lengths, strict=True):
-        ids = torch.cat([rollout.prompt.ids, rollout.ids])[: read + 1].tolist()
+    of_teacher = batch.of_teacher
+    for rollout, seen, read in zip(batch.rollouts, of_teacher.rollouts, of_teacher.lengths, strict=True):
+        ids = torch.cat([seen.prompt.ids, seen.ids])[: read + 1].tolist()
         others = [end for end in ends if end != ids[-1]] if ids[-1] in ends else []
         made += [(rollout, ids), *((rollout, [*ids[:-1], end]) for end in others)]
     return made

@@ -153,16 +153,18 @@ class Learner:
         student, lengths = self.student_cost, batch.lengths
         recomputed = student.forward(lengths, 0) if self.student.recomputes else 0.0
         credit = student.head * positions if self.objective.gamma else 0.0
-        teacher = self.teacher_costs.get(batch.teacher)
+        teacher, seen = self.teacher_costs.get(batch.teacher), batch.of_teacher.lengths
         return {
             "update": student.forward(lengths, positions) + student.backward(lengths, positions) + recomputed + credit,
-            "teacher": teacher.forward(lengths, positions) if teacher else 0.0,
+            "teacher": teacher.forward(seen, positions) if teacher else 0.0,
         }
 
     def _account(self, batch: Batch) -> None:
         for phase, flops in self.flops(batch).items():
             self.ledger.add(phase, flops)
-        self.ledger.add(scored_tokens=batch.at.tokens.numel(), trained_tokens=int((batch.at.weight > 0).sum()))
+        own = sum(rollout.prompt.own_tokens for rollout in batch.rollouts)
+        trained = int((batch.at.weight > 0).sum())
+        self.ledger.add(scored_tokens=batch.at.tokens.numel() + own, trained_tokens=trained)
 
 
 def _first_non_finite(batch: Batch, terms: TokenStatistics) -> str:
