@@ -3,6 +3,7 @@
 Heavy imports are made inside the commands, so that `hopd --help` is fast.
 """
 
+import errno
 import os
 import sys
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import typer
 
 from hopd import __version__
 from hopd.arguments import Overrides, RecipePath, fractions, named_runs
-from hopd.errors import HopdError, Interrupted, RecipeError, with_options
+from hopd.errors import HopdError, Interrupted, RecipeError, shown, with_options
 
 app = typer.Typer(
     name="hopd",
@@ -278,6 +279,11 @@ def main() -> None:
     except HopdError as error:
         print(f"hopd: {with_options(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"hopd: {shown(error.filename)} is too long for the name of a file", file=sys.stderr)
+        sys.exit(RecipeError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Interrupted as stop:

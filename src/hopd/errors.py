@@ -14,10 +14,18 @@ OPTIONS = {
 }
 
 
+LONGEST = 400  # characters of a sentence
+SHOWN = 80  # characters of a value in it
+
+
 class HopdError(Exception):
     """Says what was wrong, what was expected, and what to write instead."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Returns the sentence; of one that is too long, because it quotes much, the middle is left out."""
+        return shortened(super().__str__(), LONGEST)
 
 
 class RecipeError(HopdError):
@@ -80,9 +88,26 @@ def with_options(sentence: str) -> str:
     return sentence
 
 
+def shown(value: object, width: int = SHOWN, quoted: bool = True) -> str:
+    """Returns a value as a sentence quotes it: as Python writes it, or without quotation marks, and shortened."""
+    if isinstance(value, int) and value.bit_length() > 4 * width:
+        return f"a number of about {value.bit_length() * 3 // 10:,} digits"  # Python writes none of thousands
+    try:
+        text = value if not quoted and isinstance(value, str) and value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # such a number inside
+        text = f"a {type(value).__name__}"
+    return shortened(text, width)
+
+
+def shortened(text: str, width: int) -> str:
+    """Returns a text of at most `width` characters: of a longer one, its beginning and its end."""
+    end = width // 3
+    return text if len(text) <= width else f"{text[: width - end - 3]} … {text[-end:]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean 'ratio'?)` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:SHOWN], list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

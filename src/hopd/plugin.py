@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hopd.errors import HopdError, RecipeError, nearest
+from hopd.errors import HopdError, RecipeError, nearest, shown
 
 # Options that no parameter can be named after, because they are reserved words of Python: by the parameter's name.
 OPTIONS = {"continues": "continue"}
@@ -52,11 +52,11 @@ def load(name: str, what: str) -> Any:
     """
     path, _, attribute = name.partition(":")
     if not attribute.isidentifier() or not all(part.isidentifier() for part in path.split(".")):
-        raise RecipeError(f"{what} {name!r} is no name of a plug-in; write my.module:Name, as in an import")
-    module = _import(path, f"{what} {name!r}")
+        raise RecipeError(f"{what} {shown(name)} is no name of a plug-in; write my.module:Name, as in an import")
+    module = _import(path, f"{what} {shown(name)}")
     if not hasattr(module, attribute):
         raise RecipeError(
-            f"{what} {name!r}: {path} ({getattr(module, '__file__', 'built in')}) has no {attribute!r}"
+            f"{what} {shown(name)}: {path} ({getattr(module, '__file__', 'built in')}) has no {shown(attribute)}"
             f"{nearest(attribute, vars(module))}"
         )
     return getattr(module, attribute)
@@ -67,12 +67,15 @@ def load_function(name: str, what: str, arguments: Sequence[str]) -> Callable[..
     function: Any = load(name, what)
     takes = ", ".join(arguments)
     if not callable(function):
-        raise RecipeError(f"{what} {name!r} is no function but {type(function).__name__}; name one that takes {takes}")
+        raise RecipeError(
+            f"{what} {shown(name)} is no function but {type(function).__name__}; name one that takes {takes}"
+        )
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         raise RecipeError(
-            f"{what} {name!r} is called with {takes}, by position, and takes {inspect.signature(function)}: {error}"
+            f"{what} {shown(name)} is called with {takes}, by position, and takes {inspect.signature(function)}: "
+            f"{error}"
         ) from error
     except ValueError:  # a function written in C, of which nothing is known
         pass
@@ -98,8 +101,8 @@ def find_beside(name: str, directory: Path, what: str) -> None:
         importlib.invalidate_caches()
     elif not (os.path.exists(other) and os.path.samefile(other, beside.origin)):
         raise RecipeError(
-            f"{what} {name!r}: the module {module} is {beside.origin}, beside the recipe, and also {other}; give one "
-            "of them another name"
+            f"{what} {shown(name)}: the module {module} is {beside.origin}, beside the recipe, and also {other}; give "
+            "one of them another name"
         )
 
 
@@ -114,7 +117,8 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: st
     for option in options:
         if option in given or (option not in known and all(p.kind != p.VAR_KEYWORD for p in parameters)):
             raise RecipeError(
-                f"{what} has no option {option!r}{nearest(str(option), known)}; it takes {', '.join(known) or 'none'}"
+                f"{what} has no option {shown(option)}{nearest(str(option), known)}; it takes "
+                f"{', '.join(known) or 'none'}"
             )
     for option, parameter in named.items():
         if parameter.default is parameter.empty and option not in options:
@@ -133,11 +137,13 @@ def construct(make: Callable[..., Any], options: Mapping[str, Any], what: str, *
     try:
         return make(**{name: value for name, value in given.items() if name in parameters}, **arguments)
     except TypeError as error:  # a value that cannot be compared with a number
-        raise RecipeError(f"{what} cannot be made of {dict(options)}: a value has the wrong type ({error})") from error
+        raise RecipeError(
+            f"{what} cannot be made of {shown(dict(options))}: a value has the wrong type ({error})"
+        ) from error
     except (HopdError, AssertionError):
         raise
     except Exception as error:  # a class of your own
-        raise RecipeError(f"{what} cannot be made of {dict(options)}: {_described(error)}") from error
+        raise RecipeError(f"{what} cannot be made of {shown(dict(options))}: {_described(error)}") from error
 
 
 def build(
@@ -161,7 +167,7 @@ def build(
 def must_be(name: object, known: Collection[str], own: bool = True) -> str:
     """Says which names there are: the end of a sentence that begins with the place of `name`."""
     names = ", ".join(known) + (", or my.module:Name of your own" if own else "")
-    return f"must be one of {names}; got {name!r}{nearest(str(name), known)}"
+    return f"must be one of {names}; got {shown(name)}{nearest(str(name), known)}"
 
 
 def load_class(name: str, what: str) -> Callable[..., Any]:
@@ -169,7 +175,7 @@ def load_class(name: str, what: str) -> Callable[..., Any]:
     made: object = load(name, what)
     if not callable(made):
         raise RecipeError(
-            f"{what} {name!r} is no class but {type(made).__name__}; name a class of {name.split(':')[0]}"
+            f"{what} {shown(name)} is no class but {type(made).__name__}; name a class of {name.split(':')[0]}"
         )
     return made
 

@@ -205,10 +205,40 @@ def test_how_often_runs_were_evaluated_may_differ(tmp_path):
     assert compare(("a", sides[0]), ("b", sides[1])).difference == 0
 
 
-def test_one_seed_is_refused_and_so_is_what_is_no_run(tmp_path):
+def test_one_run_a_side_has_an_interval_over_problems_alone(command, tmp_path):
+    random = np.random.default_rng(0)
+    ours = random.integers(0, 2, 64).astype(float)
+    theirs = np.where(random.random(64) < 0.2, 1.0, ours)
+    a, b, c = (
+        fake(tmp_path / name, 0, [float(scores.mean())], problems, list(scores))
+        for name, scores, problems in (("a", ours, "x"), ("b", theirs, "x"), ("c", theirs, "y"))
+    )
+    found = compare(("a", [a]), ("b", [b]))
+    assert (found.over_seeds, found.over_both, found.p) == (None, None, None)
+    low, high = found.over_problems
+    assert found.difference == pytest.approx((theirs - ours).mean())
+    assert 0 <= low < found.difference < high
+    assert high - low < 0.25  # paired: apart, the two means alone vary by 0.12 each
+    ended = command("compare", f"a={a}", f"b={b}", "--out", "found.json")
+    assert ended.code == 0, ended.err
+    assert "one seed (0), evaluated to the full length" in ended.out
+    assert "64 problems, paired" in ended.out
+    assert "one seed says nothing about others" in ended.out
+    assert json.loads((tmp_path / "found.json").read_text())["over_seeds"] is None
+    ended = command("compare", f"a={a}", f"c={c}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "their evaluation problems differ" in ended.err
+
+
+@pytest.mark.parametrize(("content", "words"), [("[1", "is not YAML"), ("a: 1", "is not a run"), ("", "is not a run")])
+def test_a_directory_with_another_recipe_yaml_is_no_run(tmp_path, content, words):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=words):
+        Run.read(tmp_path)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
     one = [fake(tmp_path / "a", 0, [0.1])]
-    with pytest.raises(RecipeError, match="one seed"):
-        compare(("a", one), ("b", one))
     with pytest.raises(RecipeError, match="is not a run"):
         Run.read(tmp_path)
     (one[0] / "scores.jsonl").unlink()

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from jaxtyping import Float
 from scipy import stats
 
 from hopd.errors import RecipeError
 from hopd.evaluation.intervals import paired_interval
 from hopd.forecast.machine import Machine
+from hopd.recipe.document import read_yaml
 from hopd.run.environment import read
 from hopd.run.files import read_lines
 from hopd.run.marks import prompts_change
@@ -51,7 +52,9 @@ class Run:
         """Reads a run's directory. Raises `RecipeError` if it holds no finished and evaluated run."""
         if not (path / "recipe.yaml").exists():
             raise RecipeError(f"{path} is not a run: it has no recipe.yaml")
-        recipe = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = read_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), f"{path}/recipe.yaml")
+        if not isinstance(recipe, dict) or not isinstance(recipe.get("training"), dict):
+            raise RecipeError(f"{path} is not a run: its recipe.yaml has no training")
         curve = read_lines(path / "evaluations.jsonl")
         if not curve:
             raise RecipeError(f"{path} was never evaluated; give its recipe an evaluation section, or run hopd eval")
@@ -105,8 +108,9 @@ class Comparison:
     """Holds the mean difference over seeds, the other's last score minus the baseline's, with 95 % intervals.
 
     `over_problems` is for these weights on other problems (paired bootstrap), `over_seeds` for other seeds on these
-    problems (Student's t; `p` is of the paired t-test), and `over_both` for other seeds on other problems. Costs are
-    named as in `COSTS`, and are those that all runs have; `machine` is the one of the modelled seconds.
+    problems (Student's t; `p` is of the paired t-test), and `over_both` for other seeds on other problems: with one
+    seed these are not known. Costs are named as in `COSTS`, and are those that all runs have; `machine` is the one of
+    the modelled seconds.
     """
 
     baseline: str
@@ -115,9 +119,9 @@ class Comparison:
     scores: Mapping[str, tuple[float, ...]]
     difference: float
     over_problems: tuple[float, float]
-    over_seeds: tuple[float, float]
-    over_both: tuple[float, float]
-    p: float
+    over_seeds: tuple[float, float] | None
+    over_both: tuple[float, float] | None
+    p: float | None
     problems: int
     target: float
     cost_to_target: Mapping[str, Mapping[str, tuple[float | None, ...]]]
@@ -126,7 +130,8 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Returns the comparison as text, one entry per line."""
-        lines = [f"{len(self.seeds)} seeds ({', '.join(map(str, self.seeds))}), evaluated to the full length"]
+        count = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        lines = [f"{count} ({', '.join(map(str, self.seeds))}), evaluated to the full length"]
         for name in (self.baseline, self.other):
             scores = ", ".join(f"{score:.4g}" for score in self.scores[name])
             lines.append(f"{name}: {np.mean(self.scores[name]):.4g} ({scores})")
@@ -134,8 +139,15 @@ class Comparison:
         lines.append(
             f"  on other problems, these weights: {_span(self.over_problems)} ({self.problems} problems, paired)"
         )
-        lines.append(f"  with other seeds, these problems: {_span(self.over_seeds)} (paired t-test, p = {self.p:.2g})")
-        lines.append(f"  with other seeds on other problems: {_span(self.over_both)}")
+        if self.over_seeds and self.over_both:
+            over_seeds, over_both = _span(self.over_seeds), _span(self.over_both)
+            lines.append(f"  with other seeds, these problems: {over_seeds} (paired t-test, p = {self.p:.2g})")
+            lines.append(f"  with other seeds on other problems: {over_both}")
+        else:
+            lines.append(
+                "  with other seeds: unknown, one seed says nothing about others; train both sides again with another "
+                "seed and name all runs"
+            )
         for kind in self.cost[self.baseline]:
             unit = COSTS[kind] + (f" ({self.machine})" if kind == "modelled_seconds" else "")
             mine, theirs = (np.mean(self.cost[name][kind]) for name in (self.other, self.baseline))
@@ -150,7 +162,8 @@ class Comparison:
 def compare(
     baseline: tuple[str, Sequence[Path]], other: tuple[str, Sequence[Path]], machine: Machine | None = None
 ) -> Comparison:
-    """Compares two ways of training, each given as its name and one run per seed, also in seconds of a `machine`.
+    """Compares two ways of training, each given as its name and one run per seed, also in seconds of a
+    `machine`. With one seed, the interval over problems is all that is known.
 
     The target of the costs is the baseline's mean last score. Raises `RecipeError` if the runs cannot be compared.
     """
@@ -174,10 +187,10 @@ def compare(
     by_problem = np.subtract([run.scores for run in second], [run.scores for run in first])
     scores = {name: tuple(run.last for run in of_name) for name, of_name in runs.items()}
     differences = np.subtract(scores[other[0]], scores[baseline[0]])
+    several = len(seeds) > 1
     target = float(np.mean(scores[baseline[0]]))
-    error = float(differences.std(ddof=1)) / len(seeds) ** 0.5
-    reach = float(stats.t.ppf(0.975, len(seeds) - 1)) * error
     mean = float(differences.mean())
+    over_seeds, p = _over_seeds(differences) if several else (None, None)
     return Comparison(
         baseline=baseline[0],
         other=other[0],
@@ -185,9 +198,9 @@ def compare(
         scores=scores,
         difference=mean,
         over_problems=paired_interval(by_problem),
-        over_seeds=(mean - reach, mean + reach),
-        over_both=paired_interval(by_problem, over_runs=True),
-        p=float(2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)) if error else float(mean == 0),
+        over_seeds=over_seeds,
+        over_both=paired_interval(by_problem, over_runs=True) if several else None,
+        p=p,
         problems=by_problem.shape[1],
         target=target,
         cost_to_target={
@@ -200,6 +213,15 @@ def compare(
         },
         machine=machine,
     )
+
+
+def _over_seeds(differences: Float[np.ndarray, "seeds"]) -> tuple[tuple[float, float], float]:
+    """Returns the interval of the mean difference with other seeds, and the p-value of the paired t-test."""
+    mean, freedom = float(differences.mean()), len(differences) - 1
+    error = float(differences.std(ddof=1)) / len(differences) ** 0.5
+    reach = float(stats.t.ppf(0.975, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    return (mean - reach, mean + reach), p
 
 
 def _check_same(one: Run, other: Run) -> None:

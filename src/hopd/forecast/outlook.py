@@ -10,6 +10,7 @@ from hopd.run.files import read_lines
 from hopd.run.trackers import check_trackers
 
 STEPS_SHOWN = 500  # where the number of prompts is not known
+STEPS_ASKED = 10_000  # a controller is asked for each of them
 
 
 def check_recipe(
@@ -26,9 +27,11 @@ def check_recipe(
     per_step = rollout.prompts * rollout.samples
     if steps is None:
         yield f"length: {recipe.training.epochs:g} epochs; below, the first {STEPS_SHOWN} steps"
+    elif steps > STEPS_ASKED:
+        yield f"length: {steps:,} steps; below, the first {STEPS_ASKED:,} steps"
     yield f"a step: {rollout.prompts} prompts × {rollout.samples} = {per_step} rollouts{_references(recipe)}"
     if imports or controller or not isinstance(recipe.horizon, Plugin):
-        yield from _spends(recipe, controller or recipe.controller(), steps or STEPS_SHOWN)
+        yield from _spends(recipe, controller or recipe.controller(), min(steps or STEPS_SHOWN, STEPS_ASKED))
     if recipe.evaluation:
         averaged = ", with the averaged weights" if recipe.training.ema else ""
         yield f"evaluation: always to the full length, {rollout.full_tokens} tokens{averaged}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 from hopd.horizon.controller import Decision, Evidence
 
 
@@ -86,7 +86,8 @@ class OfLength(Schedule):
             raise RecipeError("the horizon needs either ratio or tokens: write ratio: 0.1, or tokens: 512")
         if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float)):
             raise RecipeError(
-                f"horizon ratio must be a number in (0, 1], got {self.ratio!r} (YAML reads 1e-1 as text; write 0.1)"
+                f"horizon ratio must be a number in (0, 1], got {shown(self.ratio)} (YAML reads 1e-1 as text; write "
+                "0.1)"
             )
         if self.ratio is not None and not 0 < self.ratio <= 1:
             hint = f" (did you mean tokens: {self.ratio:.10g}?)" if self.ratio > 1 else ""
@@ -176,7 +177,7 @@ class Staged(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.stages, Mapping):
-            raise RecipeError(f"horizon stages map steps to tokens: write stages: {{0: 512}}, got {self.stages!r}")
+            raise RecipeError(f"horizon stages map steps to tokens: write stages: {{0: 512}}, got {shown(self.stages)}")
         if 0 not in self.stages:
             raise RecipeError("horizon stages must begin at step 0: write stages: {0: 512, 100: 1024}")
         for step, tokens in self.stages.items():
@@ -197,9 +198,9 @@ class Staged(Schedule):
 def at_least(name: str, value: int, least: int) -> None:
     """Raises `RecipeError` unless an option is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RecipeError(f"{name} must be a whole number, got {value!r}")
+        raise RecipeError(f"{name} must be a whole number, got {shown(value)}")
     if value < least:
-        raise RecipeError(f"{name} must be at least {least}, got {value}")
+        raise RecipeError(f"{name} must be at least {least}, got {shown(value)}")
 
 
 def at_most_full(start: int, full_tokens: int) -> None:
@@ -210,4 +211,4 @@ def at_most_full(start: int, full_tokens: int) -> None:
 
 def _yes_or_no(name: str, value: bool) -> None:
     if not isinstance(value, bool):
-        raise RecipeError(f"horizon {name} must be true or false, got {value!r}")
+        raise RecipeError(f"horizon {name} must be true or false, got {shown(value)}")

@@ -7,7 +7,7 @@ The two are separate settings, because experiments with one are often read as ev
 from dataclasses import dataclass
 from typing import Protocol
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 
 Span = tuple[int, int]
 
@@ -37,7 +37,7 @@ class _Sized:
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
-            raise RecipeError(f"a loss window needs tokens: a whole number of at least 1, got {self.tokens!r}")
+            raise RecipeError(f"a loss window needs tokens: a whole number of at least 1, got {shown(self.tokens)}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from hopd import plugin
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 from hopd.objective.detail import Detail, Tail
 
 Ends = Literal["token", "class"]
@@ -192,7 +192,7 @@ class Custom:
 
     def __post_init__(self, imports: bool) -> None:
         if self.stop not in get_args(Ends):
-            raise RecipeError(f"objective.stop must be token or class, got {self.stop!r}")
+            raise RecipeError(f"objective.stop must be token or class, got {shown(self.stop)}")
         spec, needs = {"estimator": self.estimator, **self.options}, ("needs", "per_token")
         made = plugin.build("objective", "estimator", {}, spec, needs) if imports else None
         object.__setattr__(self, "made", made)

@@ -96,6 +96,6 @@ TeacherSource = Annotated[
 class LoraSection(Section):
     """Adds adapters of rank `rank`, scaled by alpha / rank, to all linear layers or to the named ones."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=65_536)
     alpha: int = Field(32, ge=1)
     targets: Literal["all-linear"] | list[str] = "all-linear"

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import yaml
-
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
+from hopd.recipe.document import read_yaml
 
 
 def override(content: dict[str, Any], text: str) -> None:
@@ -14,14 +13,11 @@ def override(content: dict[str, Any], text: str) -> None:
     """
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise RecipeError(f"an override is written key=value, for example training.steps=10; got {text!r}")
+        raise RecipeError(f"an override is written key=value, for example training.steps=10; got {shown(text)}")
     *sections, key = path.strip().split(".")
     for section in sections:
         inner = content.get(section) or {}
         if not isinstance(inner, dict):
-            raise RecipeError(f"override {text!r}: {section} is not a section of the recipe")
+            raise RecipeError(f"override {shown(text)}: {shown(section, quoted=False)} is not a section of the recipe")
         content[section] = content = dict(inner)  # a copy: an anchor may have put the same section elsewhere
-    try:
-        content[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {text!r}: the value is not YAML") from error
+    content[key] = read_yaml(value, f"override {shown(text)}: the value")

@@ -12,16 +12,17 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from hopd import horizon as horizons
-from hopd.errors import RecipeError, missing_target
+from hopd.errors import RecipeError, missing_target, shown
 from hopd.objective.objective import Full
 from hopd.plugin import Plugin, find_beside
 from hopd.recipe.choices import Horizon, Objective, Window
+from hopd.recipe.document import check_plain, read_yaml
 from hopd.recipe.models import AdaptersOff, LoraSection, ModelSource, OwnPrompt, TeacherSource
 from hopd.recipe.overrides import override
 from hopd.recipe.plugins import named_code
 from hopd.recipe.section import Section
 from hopd.recipe.sections import CheckpointSection, EvaluationSection, RolloutSection, TrainingSection
-from hopd.recipe.sentences import sentences
+from hopd.recipe.sentences import joined, sentences
 from hopd.recipe.tasks import FileSource, TaskSource
 
 
@@ -51,10 +52,11 @@ class Recipe(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _in_sentences(cls, content: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        check_plain(content)
         try:
             return read(content)
         except ValidationError as error:
-            raise RecipeError("; ".join(sentences(error, cls))) from error
+            raise RecipeError(joined(sentences(error, cls))) from error
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -162,12 +164,14 @@ class Recipe(Section):
 
 
 def _content(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not path.is_file():
+            raise RecipeError(missing_target(path) or f"no recipe at {path} (looked in {Path.cwd()})")
+        content = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not YAML: {error.reason} at byte {error.start}, and a recipe is UTF-8") from error
+    except OSError as error:
+        raise RecipeError(f"the recipe {shown(str(path))} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping with name, student, teacher, …; got {type(content).__name__}")
     for text in overrides:

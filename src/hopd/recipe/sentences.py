@@ -2,16 +2,17 @@
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hopd import plugin
-from hopd.errors import RecipeError, nearest
+from hopd.errors import RecipeError, nearest, shown
 from hopd.recipe.section import UNKNOWN_KIND
 
+MUCH = 300  # characters, of several mistakes in one sentence
 SENTENCE = "sentence"  # the type of an error whose message is a whole sentence
 
 
@@ -23,7 +24,8 @@ def as_pydantic(error: RecipeError) -> PydanticCustomError:
 def sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """Yields a sentence for each mistake, with its place in the recipe `model` and, for a key, the nearest name."""
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"] if not _is_tag(part)) or "the recipe"
+        place = ".".join(str(part) for part in problem["loc"] if not _is_tag(part)) or "the recipe"
+        path = shown(place, quoted=False)
         match problem["type"]:
             case "extra_forbidden" | "unexpected_keyword_argument":
                 yield f"unknown key {path}{_hint(model, problem['loc'])}"
@@ -35,13 +37,21 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
                 yield _unknown_kind(path, problem)
             case _:
                 message = problem["msg"][0].lower() + problem["msg"][1:]
-                yield f"{path}: {message}, got {problem['input']!r}"
+                yield f"{path}: {message}, got {shown(problem['input'])}"
+
+
+def joined(mistakes: Iterable[str]) -> str:
+    """Returns sentences as one, and of many only the first ones and how many more there are."""
+    first, *others = mistakes
+    while others and len(first) + len(others[0]) < MUCH:
+        first += f"; {others.pop(0)}"
+    return f"{first}; and {len(others)} more" if others else first
 
 
 def _unknown_kind(path: str, problem: ErrorDetails) -> str:
     content, key, known = problem["input"], problem["ctx"]["key"], problem["ctx"]["known"].split()
     if not isinstance(content, Mapping):
-        return f"{path}: input should be a mapping such as {{{key}: {known[0]}, …}}, got {content!r}"
+        return f"{path}: input should be a mapping such as {{{key}: {known[0]}, …}}, got {shown(content)}"
     return f"{path}.{key} {plugin.must_be(content.get(key), known, own=bool(problem['ctx']['plugins']))}"
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 from hopd.recipe.section import Section
 
 
@@ -41,7 +41,7 @@ class Servers(Section):
             if parts.username or parts.password:
                 raise RecipeError(f"{where} must not contain a user or password; write api_key_env: VARIABLE")
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise RecipeError(f"{where} must be an address such as http://127.0.0.1:8000, got {server!r}")
+                raise RecipeError(f"{where} must be an address such as http://127.0.0.1:8000, got {shown(server)}")
         if len(set(self.servers)) < len(self.servers):
             raise RecipeError(f"{where} names the same address twice")
         return self

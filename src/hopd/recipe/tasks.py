@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, Tag, ValidationInfo, field_validator, model_validator
 
 from hopd import plugin
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 from hopd.recipe.section import PluginSection, Section, kind_named_by, may_import
 from hopd.recipe.sentences import as_pydantic
 
@@ -102,14 +102,14 @@ class FileSource(_TaskSource):
             if may_import(info):
                 plugin.load_function(name, "check", ("response", "answer"))
         elif name not in ("math", "exact"):
-            raise RecipeError(f"check must be one of math, exact, or module:function; got {name!r}")
+            raise RecipeError(f"check must be one of math, exact, or module:function; got {shown(name)}")
         return name
 
     @field_validator("filter")
     @classmethod
     def _known_filter(cls, name: str | None, info: ValidationInfo) -> str | None:
         if name is not None and not plugin.is_plugin(name):
-            raise RecipeError(f"task.filter is a function of your own, module:function; got {name[:80]!r}")
+            raise RecipeError(f"task.filter is a function of your own, module:function; got {shown(name)}")
         if name is not None and may_import(info):
             plugin.load_function(name, "filter", ("row",))
         return name
