@@ -88,11 +88,13 @@ def test_the_test_is_paired_over_seeds(tmp_path):
     expected = stats.ttest_rel(theirs, ours)
     assert found.p == pytest.approx(expected.pvalue)
     assert found.over_seeds == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p is not None
     assert found.p < 0.01 < stats.ttest_ind(theirs, ours).pvalue  # unpaired, nothing would show
     assert found.target == pytest.approx(0.725)
     assert found.cost_to_target["b"]["training_seconds"] == (1.0, 1.0, 1.0, 1.0)
     assert found.cost_to_target["a"]["training_seconds"] == (None, None, 2.0, 2.0)
     assert found.over_problems == pytest.approx((found.difference, found.difference))  # all problems are alike here
+    assert found.over_both is not None
     low, high = found.over_both
     assert low < found.difference < high
     assert "seconds to 0.725: 1 (4 of 4 runs) against 2 (2 of 4 runs)" in found.lines()
