@@ -193,7 +193,7 @@ TEXT = (
     "a smaller step. Here each spend has its best learning rate (the last two evaluations on 128 validation problems "
     "decide, with one seed), and controls have about as many tokens in a step as TOPD: a tenth of the rollouts, all of "
     "them full; as many rollouts, which continue by a tenth of the full length in each step; and the adaptive "
-    f"controller. Runs at the best rate are then tested on {TEST} other problems, to the full length, with three "
+    f"controller, which has one rate for all tasks, the best in the mean. Runs at the best rate are then tested on {TEST} other problems, to the full length, with three "
     "seeds; where a table shows one number without a range, that is still the run of the search, on the validation "
     "problems. "
     "OPD trains for as many steps as on the task's own page, POPD with three quarters of OPD's tokens, the others with "
