@@ -143,9 +143,9 @@ SELF_DISTILLATION = SelfDistillation(
     make=make,
     claims=claims,
     remarks=(
-        "Where the student has gone wrong, what the teacher copies no longer fits what the student wrote; the tokens "
-        "up to the first mistake teach. A horizon has to hold a carry: TOPD 0.1, tried first with one seed, ends a "
-        "token before the first one that can be forgotten, and stayed at 6 %. Earlier pairs failed the rule: "
-        "fine-tuned on solutions without random digits, the model went on working them out."
+        "Where the student has gone wrong, the solution that the teacher copies no longer fits what it reads, and OPD "
+        "learns all the same. A horizon has to hold a carry: TOPD 0.1, tried first with one seed, ends a token "
+        "before the first one that can be forgotten, and stayed at 6 %. Earlier pairs failed the rule: fine-tuned on "
+        "solutions without random digits, the model went on working them out."
     ),
 )

@@ -182,8 +182,6 @@ def compare(
         )
     for run in (*first[1:], *second):
         _check_same(first[0], run)
-    if len(seeds) < 2:
-        raise RecipeError("one seed says nothing about other seeds: give at least two runs of each side")
     by_problem = np.subtract([run.scores for run in second], [run.scores for run in first])
     scores = {name: tuple(run.last for run in of_name) for name, of_name in runs.items()}
     differences = np.subtract(scores[other[0]], scores[baseline[0]])
