@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -64,6 +64,7 @@ def test_a_text_ends_a_rollout_at_the_token_that_completes_it_in_one_step_or_in_
     sampled = tokenizer.decode(data.draw(st.sampled_from(whole)).ids)
     begin = data.draw(st.integers(0, len(sampled) - 4))
     text = sampled[begin : begin + data.draw(st.integers(1, 4))]
+    assume(tokenizer.unk_token_id not in tokenizer.encode(text, add_special_tokens=False))  # a part of a token's name
     limits = [*sorted(data.draw(st.sets(st.integers(1, T - 1), max_size=3))), T]
     ended = stopped_at(student, Stop.of([text], tokenizer), starts, limits)
     assert any(rollout.finish is FinishReason.STOP for rollout in ended)
@@ -123,8 +124,8 @@ def test_a_responses_end_is_where_its_text_first_holds_the_stop_text(bytewise, d
         ([1.5], "takes ids, tokens and texts, got 1.5"),
         ([["a"]], r"takes ids, tokens and texts, got \['a'\]"),
         ([-1], "from 0 to 2147483647, got -1"),
-        ([10**5000], "got a number of many digits"),
-        pytest.param(10**5000, "a number of many digits", id="large"),
+        ([10**5000], "must be below 2\\^63, got a number of about 4,983 digits"),
+        pytest.param(10**5000, "must be below 2\\^63, got a number of about 4,983 digits", id="large"),
     ],
 )
 def test_an_end_that_cannot_be_is_refused_with_the_recipe(wanted, sentence):

@@ -1,11 +1,10 @@
 """Describes what decodes a recipe's rollouts, hopd itself, a colocated vLLM, or vLLM servers, and what ends them."""
 
-import textwrap
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, shown
 from hopd.recipe.section import Section, kind_named_by
 from hopd.recipe.servers import Servers
 
@@ -67,20 +66,15 @@ Decoding = Annotated[
 def _check_ends(value: Any) -> Any:
     """Raises `RecipeError` unless `value` lists ids and texts. A list of Python or YAML is all that is taken."""
     if not isinstance(value, list | tuple):
-        raise RecipeError(f"rollout.stop must be a list such as [2, <|im_end|>]; write stop: [{_short(value)}]")
+        raise RecipeError(f"rollout.stop must be a list such as [2, <|im_end|>]; write stop: [{shown(value)}]")
     for item in value:
         if isinstance(item, bool) or not isinstance(item, int | str):
-            raise RecipeError(f"rollout.stop takes ids, tokens and texts, got {_short(item)}; write texts in quotes")
+            raise RecipeError(f"rollout.stop takes ids, tokens and texts, got {shown(item)}; write texts in quotes")
         if item == "":
             raise RecipeError("rollout.stop holds an empty text, which every answer contains; remove it")
         if isinstance(item, int) and not 0 <= item < 2**31:
-            raise RecipeError(f"rollout.stop: an id must be from 0 to {2**31 - 1}, got {_short(item)}")
+            raise RecipeError(f"rollout.stop: an id must be from 0 to {2**31 - 1}, got {shown(item)}")
     return list(value)
-
-
-def _short(value: Any) -> str:
-    is_long = isinstance(value, int) and abs(value) >= 2**63  # Python refuses to write numbers of many digits
-    return "a number of many digits" if is_long else textwrap.shorten(repr(value), 60, placeholder="…")
 
 
 Ends = Annotated[list[int | str], BeforeValidator(_check_ends)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from hopd.errors import RecipeError
 from hopd.recipe.section import PluginSection, Section
@@ -84,12 +84,18 @@ def _kind(source: Any) -> str:
     return next((tag for key, tag in kinds.items() if key in keys), "<model>")
 
 
+def _of_a_model(source: Any) -> Any:
+    """Makes a teacher of a model alone, as Python's users name one."""
+    return TeacherModel(**source.model_dump()) if type(source) is ModelSource else source
+
+
 TeacherSource = Annotated[
     Annotated[TeacherModel, Tag("<model>")]
     | Annotated[AdaptersOff, Tag("<base>")]
     | Annotated[ServerSource, Tag("<server>")]
     | Annotated[TeacherPlugin, Tag("<plug-in>")],
     Discriminator(_kind),
+    BeforeValidator(_of_a_model),
 ]
 
 
