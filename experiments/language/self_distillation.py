@@ -87,7 +87,8 @@ def claims(results: Results) -> Sequence[Claim]:
     made = [copied >= COPIES, untrained <= FORGETS]
     return [
         Claim(
-            f"one model answers at least {COPIES:.0%} with a solution in its prompt, at most {FORGETS:.0%} without",
+            f"ours: one model answers at least {100 * COPIES:.0f} % with a solution in its prompt, at most "
+            f"{100 * FORGETS:.0f} % without",
             f"{100 * copied:.1f} % with, {100 * untrained:.1f} % without",
             "holds" if all(made) else "holds in part" if any(made) else "does not hold",
         ),
@@ -98,7 +99,7 @@ def claims(results: Results) -> Sequence[Claim]:
 def _learnt(name: str, accuracy: Sequence[float]) -> Claim:
     reached = [seed >= LEARNS for seed in accuracy]
     return Claim(
-        f"it teaches itself: with {name}, it ends at {LEARNS:.0%} or more without the solution",
+        f"ours: it teaches itself: with {name}, it ends at {100 * LEARNS:.0f} % or more without the solution",
         f"by seed: {', '.join(f'{100 * seed:.1f} %' for seed in accuracy)}",
         "holds" if all(reached) else "holds in part" if any(reached) else "does not hold",
     )
@@ -128,24 +129,25 @@ SELF_DISTILLATION = SelfDistillation(
         "solutions have random digits, for what can be worked out is not learnt to be copied. The recipe has `teacher: "
         "{model: …, prompt: solution}` with the student's own model: the teacher reads the solution, 120 tokens, "
         "before the question, and scores what the student wrote without it. Rules, fixed before the first run: at "
-        f"least {COPIES:.0%} of held-out problems with a solution, at most {FORGETS:.0%} without, and at least "
-        f"{LEARNS:.0%} without one at the end. Each variant has steps of {SETTING.prompts} rollouts at the learning "
-        f"rate {RATE:g}: {DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the answer in each "
+        f"least {100 * COPIES:.0f} % of held-out problems with a solution, at most {100 * FORGETS:.0f} % without, and "
+        f"at least {100 * LEARNS:.0f} % without one at the end. Each variant has steps of {SETTING.prompts} rollouts "
+        f"at the learning rate {RATE:g}: {DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the answer in each "
         f"step until they end. Evaluated on {SETTING.problems} held-out problems, never with a solution. Seconds are "
         "the processor's, of training."
     ),
     plan={
         "OPD": (OPD, DISTILLED, 8),
         "TOPD 0.25": (topd(0.25), DISTILLED, 8),
-        "TOPD 0.1, continued": (topd(0.1) | {"continue": True}, 4 * DISTILLED, 32),
+        "continued 0.1": (topd(0.1) | {"continue": True}, 4 * DISTILLED, 32),
     },
     setting=SETTING,
     make=make,
     claims=claims,
     remarks=(
         "Where the student has gone wrong, the solution that the teacher copies no longer fits what it reads, and OPD "
-        "learns all the same. A horizon has to hold a carry: TOPD 0.1, tried first with one seed, ends a token "
-        "before the first one that can be forgotten, and stayed at 6 %. Earlier pairs failed the rule: fine-tuned on "
-        "solutions without random digits, the model went on working them out."
+        "learns all the same. A horizon has to hold a carry: TOPD 0.1, tried first with one seed, ends a token before "
+        "the first one that can be forgotten, and was at 6 % after 24 steps. A first pair, with six additions, half of "
+        "the carries forgotten and no random digits, was given up: after 150 updates its loss on what it should copy "
+        "was still that of working it out."
     ),
 )

@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from experiments.language.self_distillation import LEARNS, SETTING, STEPS, accuracy_of_teacher, claims, examples
+from experiments.language.self_distillation import (
+    LEARNS,
+    SELF_DISTILLATION,
+    SETTING,
+    STEPS,
+    accuracy_of_teacher,
+    claims,
+    examples,
+)
 from experiments.language.setting import OPD, quickstart
 from hopd.quickstart import RECIPE
 from hopd.recipe import TeacherModel
@@ -42,6 +50,11 @@ def test_the_student_is_its_own_teacher_and_the_evaluation_has_no_solutions(tmp_
     assert isinstance(recipe.teacher, TeacherModel)
     assert (recipe.teacher.model, recipe.teacher.prompt) == (recipe.student.model, "solution")
     assert "solution" not in str(recipe.evaluation)
+
+
+def test_every_variant_is_a_recipe(tmp_path):
+    for name, variant in SELF_DISTILLATION.plan.items():
+        quickstart(name, 0, tmp_path / "seed-0", *variant, SETTING)
 
 
 def test_the_accuracy_of_a_teacher_is_that_of_what_it_reads(tmp_path):
