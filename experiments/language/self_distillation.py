@@ -132,7 +132,7 @@ SELF_DISTILLATION = SelfDistillation(
         f"least {100 * COPIES:.0f} % of held-out problems with a solution, at most {100 * FORGETS:.0f} % without, and "
         f"at least {100 * LEARNS:.0f} % without one at the end. Each variant has steps of {SETTING.prompts} rollouts "
         f"at the learning rate {RATE:g}: {DISTILLED}, or {4 * DISTILLED} of continued ones, which gain a tenth of the "
-        f"answer in each step until they end. Evaluated on {SETTING.problems} held-out problems, never with a solution. "
+        f"answer in each step until they end. Evaluated on {SETTING.problems} held-out problems, never with one. "
         "Seconds are the processor's, of training."
     ),
     plan={
