@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoTokenizer
 
 from hopd.errors import ModelError
 from hopd.model import LanguageModel
@@ -14,7 +14,9 @@ from tests.rollout.native.test_extend import begun
 
 # Keys and values of unlike widths, made of latents; states instead of keys; a mask by position in the cache; one for
 # each head. transformers chooses the attention: most of them get grouped attention.
-KINDS = ["deepseek_v3", "minicpm3", "mamba", "mamba2", "falcon_mamba", "bamba", "gpt_neo", "doge", "gpt_oss"]
+KINDS = ["deepseek_v3", "mamba", "mamba2", "falcon_mamba", "bamba", "gpt_neo", "gpt_oss"]
+if "minicpm3" in CONFIG_MAPPING:
+    KINDS += ["minicpm3", "doge"]  # the first release with the one is later than that whose other looked ahead
 
 
 def model_of(kind, dtype=torch.float32):
