@@ -91,7 +91,8 @@ def test_other_prompts_give_the_loss_of_a_plain_float64_reference(student, teach
     finally:
         student.model.float(), teacher.model.float()
     for mine, theirs in zip(gradients, exact, strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()) + 1e-7)
+        rounding = 1e-3 * float(theirs.abs().max()) + 2e-5  # where both models agree, gradients are rounding alone
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=rounding)
 
 
 def reference(student: Any, teacher: Any, one: Rollout, span: tuple[int, int], gamma: float) -> Tensor:
