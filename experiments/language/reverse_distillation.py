@@ -32,7 +32,7 @@ class ReverseDistillation:
         horizon, steps = VARIANTS[variant]
         recipe = quickstart(variant, seed, work, horizon, steps, every=steps // 8)
         assert isinstance(recipe.teacher, ModelSource)
-        strong, weak = recipe.teacher.model_dump(), recipe.student.model_dump()
+        strong, weak = ({"model": side.model} for side in (recipe.teacher, recipe.student))
         curve = train(recipe.with_changes(student=strong, teacher=weak))
         return {"curve": curve, "teacher": evaluate_model(weak["model"], recipe).score}
 
