@@ -16,6 +16,7 @@ OPTIONS = {
 
 LONGEST = 400  # characters of a sentence
 SHOWN = 80  # characters of a value in it
+DESCRIBED = 160  # of what another program's error says
 
 
 class HopdError(Exception):
@@ -103,6 +104,12 @@ def shortened(text: str, width: int) -> str:
     """Returns a text of at most `width` characters: of a longer one, its beginning and its end."""
     end = width // 3
     return text if len(text) <= width else f"{text[: width - end - 3]} … {text[-end:]}"
+
+
+def described(error: BaseException) -> str:
+    """Names an error by its type and, on one line and shortened, by what it says."""
+    text = " ".join(str(error).split())
+    return shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__, DESCRIBED)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hopd.errors import HopdError, RecipeError, nearest, shown
+from hopd.errors import HopdError, RecipeError, described, nearest, shown
 
 # Options that no parameter can be named after, because they are reserved words of Python: by the parameter's name.
 OPTIONS = {"continues": "continue"}
@@ -216,7 +216,7 @@ def _described(error: BaseException) -> str:
     while last and last.tb_next:
         last = last.tb_next
     where = f" ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})" if last else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{where}"
+    return f"{described(error)}{where}"
 
 
 def _is_part(missing: str | None, path: str) -> bool:

@@ -57,7 +57,7 @@ def test_grouped_attention_equals_torchs(rows, groups, shared, length, seed, add
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 1000), st.booleans())
 def test_fused_grouped_attention_equals_grouped_attention(rows, groups, shared, length, seed, added):
     query = random(rows, groups * shared, 8, seed=seed)
@@ -93,7 +93,7 @@ def test_one_query_per_sequence_uses_the_fused_kernels_on_a_gpu(monkeypatch):
     assert mixed.shape == (2, 1, 6, 8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2 * QUERIES + 5), st.integers(0, 1000))
 def test_blockwise_attention_and_its_gradients_equal_torchs(rows, groups, shared, length, seed):
     shapes = ((groups * shared, 8), (groups, 8), (groups, 6))

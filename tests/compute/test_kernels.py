@@ -29,7 +29,7 @@ def normed(x, weight):
     return weight * x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 150), DTYPES, st.booleans(), st.integers(0, 1000))
 def test_a_norm_and_its_gradients_equal_the_reference(rows, width, dtype, adds, seed):
     x, weight = random(rows, width, seed=seed, dtype=dtype), random(width, seed=seed + 1, dtype=dtype)
@@ -46,7 +46,7 @@ def test_a_norm_and_its_gradients_equal_the_reference(rows, width, dtype, adds, 
         torch.testing.assert_close(got.double() / scale, wanted.grad / scale, **WITHIN[dtype])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 150), DTYPES, st.sampled_from([1.0, 30.0]), st.integers(0, 1000))
 def test_a_gated_activation_and_its_gradients_equal_the_reference(rows, width, dtype, scale, seed):
     both = random(rows, 2 * width, seed=seed, dtype=dtype, scale=scale)
@@ -61,7 +61,7 @@ def test_a_gated_activation_and_its_gradients_equal_the_reference(rows, width, d
         torch.testing.assert_close(got.double(), wanted.grad, **WITHIN[dtype])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.sampled_from([16, 32, 48, 64, 128, 256]),
     st.integers(0, 70), DTYPES, st.booleans(), st.integers(0, 1000),

@@ -4,13 +4,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hopd.evaluation.intervals import bootstrap_interval, paired_interval, pass_at
 
-unhurried = settings(deadline=None)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 7))
 tables = shapes.flatmap(lambda shape: arrays(float, shape, elements=st.sampled_from([0.0, 0.5, 1.0])))
 
@@ -21,14 +20,12 @@ def enumerated_pass_at(k: int, scores: np.ndarray) -> float:
     return float(np.mean([np.mean(subsets) for subsets in solved]))
 
 
-@unhurried
 @given(tables, st.data())
 def test_pass_at_k_is_the_fraction_of_k_subsets_that_hold_a_pass(scores: np.ndarray, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, scores.shape[1]))
     assert pass_at(k, scores) == pytest.approx(enumerated_pass_at(k, scores), abs=1e-12)
 
 
-@unhurried
 @given(tables)
 def test_pass_at_1_is_the_fraction_of_passed_samples(scores: np.ndarray) -> None:
     assert pass_at(1, scores) == pytest.approx((scores == 1).mean(), abs=1e-12)
@@ -46,7 +43,6 @@ def test_pass_at_more_samples_than_there_are_or_at_none_is_an_error(k: int) -> N
         pass_at(k, np.ones((2, 3)))
 
 
-@unhurried
 @given(shapes.flatmap(lambda shape: arrays(float, shape, elements=st.floats(0, 1))))
 def test_the_interval_lies_within_the_problems_means(scores: np.ndarray) -> None:
     low, high = bootstrap_interval(scores)
@@ -91,7 +87,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_its_level() -> None:
     assert 0.90 <= np.mean([low <= 0.4 <= high for low, high in intervals]) <= 0.99
 
 
-@unhurried
 @given(shapes.flatmap(lambda shape: arrays(float, shape, elements=st.floats(-1, 1))))
 def test_the_paired_interval_changes_sign_with_the_sides(differences: np.ndarray) -> None:
     low, high = paired_interval(differences)
@@ -99,7 +94,6 @@ def test_the_paired_interval_changes_sign_with_the_sides(differences: np.ndarray
     assert paired_interval(-differences) == pytest.approx((-high, -low), abs=1e-12)
 
 
-@unhurried
 @given(st.integers(2, 5), st.integers(1, 50))
 def test_the_paired_interval_of_no_difference_is_zero(runs: int, problems: int) -> None:
     assert paired_interval(np.zeros((runs, problems)), over_runs=True) == (0, 0)

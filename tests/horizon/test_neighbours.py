@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hopd.errors import RecipeError
 from hopd.horizon import Block, BuiltIn, Evidence, Plateau, Prune, RandomHorizon, Settled, build, describe
 
-unhurried = settings(deadline=None, max_examples=60)
 FULL = 1000
 ROLLOUTS = 10
 
@@ -55,7 +54,7 @@ ends = st.lists(st.integers(0, ROLLOUTS), min_size=10, max_size=10)
 stories = st.lists(st.tuples(tenths, ends), max_size=40)
 
 
-@unhurried
+@settings(max_examples=60)
 @given(specs, stories)
 def test_a_horizon_moves_slowly_between_its_floor_and_the_full_length_and_says_why(
     spec: dict[str, Any], story: list[tuple[list[float], list[int]]]
@@ -74,7 +73,7 @@ def test_a_horizon_moves_slowly_between_its_floor_and_the_full_length_and_says_w
         before = now
 
 
-@unhurried
+@settings(max_examples=60)
 @given(specs, stories, st.integers(0, 40))
 def test_a_rule_saved_at_any_step_decides_on_as_the_one_that_went_on(
     spec: dict[str, Any], story: list[tuple[list[float], list[int]]], saved: int

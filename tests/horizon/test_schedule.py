@@ -2,13 +2,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hopd.errors import RecipeError
 from hopd.horizon import Controller, Decision, Evidence, Full, Progressive, Staged, Truncated
 
-unhurried = settings(deadline=None)
 steps = st.integers(0, 100_000)
 lengths = st.integers(1, 40_000)
 
@@ -44,7 +43,6 @@ def evidence(step: int, horizon: int) -> Evidence:
     return Evidence(step, horizon, 4, 4, 1.0, (0, 1), (9.0,), (4,))
 
 
-@unhurried
 @given(controllers, steps)
 def test_every_decision_is_from_one_token_to_the_full_length(controller: Controller, step: int) -> None:
     tokens = controller.decide(step).tokens
@@ -52,21 +50,18 @@ def test_every_decision_is_from_one_token_to_the_full_length(controller: Control
     assert 1 <= tokens <= controller.full_tokens
 
 
-@unhurried
 @given(controllers, steps)
 def test_every_reason_names_the_tokens_that_were_decided(controller: Controller, step: int) -> None:
     decision = controller.decide(step)
     assert str(decision.tokens) in decision.reason.replace(",", " ").split()
 
 
-@unhurried
 @given(progressives(), steps)
 def test_progressive_is_equation_11(controller: Progressive, step: int) -> None:
     start, increment, every = controller.start, controller.increment, controller.every
     assert controller.decide(step).tokens == min(controller.full_tokens, start + increment * (step // every))
 
 
-@unhurried
 @given(progressives(), steps, steps)
 def test_progressive_never_shrinks(controller: Progressive, one: int, other: int) -> None:
     early, late = sorted([one, other])
@@ -92,7 +87,6 @@ def test_truncated_keeps_its_ratio_of_the_full_length(ratio: float, full: int, t
     assert Truncated(full, ratio=ratio).decide(0).tokens == tokens
 
 
-@unhurried
 @given(truncated_by_ratio(), steps)
 def test_truncated_rounds_to_the_nearest_token_and_never_to_none(controller: Truncated, step: int) -> None:
     assert controller.ratio is not None
@@ -101,7 +95,6 @@ def test_truncated_rounds_to_the_nearest_token_and_never_to_none(controller: Tru
     assert tokens == 1 if exact < 1 else abs(tokens - exact) <= 0.5
 
 
-@unhurried
 @given(truncated_by_tokens(), steps)
 def test_truncated_to_a_number_of_tokens_is_that_number(controller: Truncated, step: int) -> None:
     assert controller.decide(step).tokens == controller.tokens
@@ -116,7 +109,6 @@ def test_full_is_the_full_length_at_every_step() -> None:
     assert {Full(100).decide(step).tokens for step in range(50)} == {100}
 
 
-@unhurried
 @given(controllers, st.lists(steps, min_size=1, max_size=5))
 def test_decisions_of_a_schedule_do_not_depend_on_earlier_calls(controller: Controller, asked: list[int]) -> None:
     before: list[Decision] = [controller.decide(step) for step in asked]
@@ -125,7 +117,6 @@ def test_decisions_of_a_schedule_do_not_depend_on_earlier_calls(controller: Cont
     assert [controller.decide(step) for step in reversed(asked)] == before[::-1]
 
 
-@unhurried
 @given(controllers, steps)
 def test_a_controller_that_loads_a_saved_state_decides_like_the_one_that_saved_it(
     controller: Controller, step: int

@@ -2,13 +2,12 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hopd.errors import RecipeError
 from hopd.horizon import First, Last, Random, Segment, Whole, Window
 
-unhurried = settings(deadline=None)
 lengths = st.integers(0, 40_000)
 uniforms = st.floats(0, 1, exclude_max=True)
 sizes = st.integers(1, 2000)
@@ -19,7 +18,6 @@ sized = st.one_of(st.builds(First, sizes), st.builds(Last, sizes), st.builds(Ran
 windows = st.one_of(st.builds(Whole), sized, segments)
 
 
-@unhurried
 @given(windows, lengths, uniforms)
 def test_a_span_lies_in_the_rollout_and_is_empty_only_when_the_rollout_is(
     window: Window, length: int, uniform: float
@@ -29,7 +27,6 @@ def test_a_span_lies_in_the_rollout_and_is_empty_only_when_the_rollout_is(
     assert (start < end) == (length > 0)
 
 
-@unhurried
 @given(sized, lengths, uniforms)
 def test_first_last_and_random_have_their_size_or_the_whole_rollout(
     window: First | Last | Random, length: int, uniform: float
@@ -38,7 +35,6 @@ def test_first_last_and_random_have_their_size_or_the_whole_rollout(
     assert end - start == min(window.tokens, length)
 
 
-@unhurried
 @given(sizes, lengths)
 def test_first_begins_at_the_first_token_and_last_ends_at_the_last(tokens: int, length: int) -> None:
     assert First(tokens).span(length)[0] == 0
@@ -49,7 +45,6 @@ def test_whole_is_every_token() -> None:
     assert Whole().span(17) == (0, 17)
 
 
-@unhurried
 @given(st.integers(1, 40), st.integers(1, 60))
 def test_random_begins_at_every_possible_start_equally_often(tokens: int, length: int) -> None:
     starts = max(1, length - tokens + 1)
@@ -58,7 +53,6 @@ def test_random_begins_at_every_possible_start_equally_often(tokens: int, length
     assert counts == dict.fromkeys(range(starts), 3)
 
 
-@unhurried
 @given(st.integers(20, 40_000))
 def test_the_tenths_of_a_long_rollout_share_no_token_and_leave_none_out(length: int) -> None:
     spans = [Segment(tenth / 10, (tenth + 1) / 10).span(length) for tenth in range(10)]

@@ -15,7 +15,7 @@ def pair(seed, vocabulary=9, positions=6, spread=3.0):
     return draw(), draw()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.floats(0.05, 0.95))
 def test_divergences_are_not_negative_and_zero_only_between_equals(seed, beta):
     s, g = pair(seed)
@@ -24,7 +24,7 @@ def test_divergences_are_not_negative_and_zero_only_between_equals(seed, beta):
         assert float(divergence(s, s).abs().max()) < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_jsd_has_both_directions_as_its_ends(seed):
     s, g = (x.double() for x in pair(seed, spread=1.0))
@@ -32,7 +32,7 @@ def test_jsd_has_both_directions_as_its_ends(seed):
     torch.testing.assert_close(jsd(s, g, 1 - 1e-6) / 1e-6, reverse_kl(s, g), rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 8))
 def test_the_bucket_is_a_lower_bound_that_grows_with_k(seed, k):
     s, g = pair(seed)
@@ -43,7 +43,7 @@ def test_the_bucket_is_a_lower_bound_that_grows_with_k(seed, k):
         assert bool((top_k(s, g, k - 1, "bucket") <= coarse + 1e-5).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0, 1), st.integers(0, 1000))
 def test_credit_is_the_discounted_sum_of_later_signals(lengths, gamma, seed):
     row = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])

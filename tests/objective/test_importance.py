@@ -201,7 +201,7 @@ def test_an_estimator_of_ones_own_can_ask_for_the_same_ratio():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sets(st.integers(1, 50)), st.integers(0, 1000))
 def test_sums_before_a_token_do_not_depend_on_blocks_or_on_other_rollouts(lengths, cuts, seed):
     row = torch.cat([torch.full((length,), 2 * i) for i, length in enumerate(lengths)])

@@ -190,7 +190,7 @@ def test_tokens_of_weight_zero_change_nothing():
     torch.testing.assert_close(a, b)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 100))
 def test_the_chunk_size_does_not_change_the_result(positions, chunk, seed):
     g = torch.Generator().manual_seed(seed)

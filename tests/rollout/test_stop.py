@@ -57,7 +57,7 @@ def first_with(tokenizer, ids, text):
     return next((n for n in range(1, len(ids) + 1) if text in tokenizer.decode(ids[:n])), len(ids))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_text_ends_a_rollout_at_the_token_that_completes_it_in_one_step_or_in_several(student, starts, whole, data):
     tokenizer = student.tokenizer
@@ -98,7 +98,7 @@ def bytewise():
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_responses_end_is_where_its_text_first_holds_the_stop_text(bytewise, data):
     alphabet = st.text("\nQ:ß数を ", min_size=1, max_size=6)

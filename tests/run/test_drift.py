@@ -17,7 +17,6 @@ from hopd.run import drift
 from hopd.run.drift import DriftAlarm
 from hopd.run.progress import Progress
 
-unhurried = settings(deadline=None, max_examples=25)
 FULL, WIDTH = 100, 10
 MIX = Decision(10, "", rollouts=20, whole=4)
 CONTINUED = Decision(10, "", whole=None, continues=True)
@@ -92,7 +91,7 @@ falling = st.lists(st.floats(0, 3), min_size=12, max_size=24).map(lambda values:
 tenths = st.tuples(falling, falling, falling)
 
 
-@unhurried
+@settings(max_examples=25)
 @given(tenths, st.lists(st.tuples(*[st.integers(0, 20)] * 3), min_size=24, max_size=24))
 def test_a_divergence_that_falls_everywhere_never_rings_whoever_gets_there(columns, reached):
     alarm = DriftAlarm()
@@ -100,7 +99,7 @@ def test_a_divergence_that_falls_everywhere_never_rings_whoever_gets_there(colum
         assert alarm.sentence(step, CONTINUED, evidence(step, divergences, reached[step])) is None
 
 
-@unhurried
+@settings(max_examples=25)
 @given(tenths, st.integers(0, 10**6))
 def test_noise_of_a_fifth_never_rings(columns, seed):
     noise = random.Random(seed)

@@ -2,13 +2,12 @@ import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hopd.tasks import RepeatedAddition, addition
 from hopd.tasks.addition import is_held_out, prompt, scratchpad
 
-unhurried = settings(deadline=None)
 numbers = st.integers(0, 999)
 counts = st.integers(1, 26)
 
@@ -26,7 +25,6 @@ def lines_of(response: str) -> list[tuple[str, ...]]:
     return LINE.findall(worked)
 
 
-@unhurried
 @given(numbers, numbers, counts)
 def test_every_line_of_the_scratchpad_adds_digit_by_digit_with_its_carries(start: int, addend: int, steps: int) -> None:
     value = start
@@ -45,7 +43,6 @@ def test_every_line_of_the_scratchpad_adds_digit_by_digit_with_its_carries(start
         assert number(after) == value
 
 
-@unhurried
 @given(numbers, numbers, counts)
 def test_the_scratchpad_ends_in_the_sum_mod_1000(start: int, addend: int, steps: int) -> None:
     answer = scratchpad(start, addend, steps).rpartition("#")[2]
@@ -53,7 +50,6 @@ def test_the_scratchpad_ends_in_the_sum_mod_1000(start: int, addend: int, steps:
     assert number(answer) == (start + steps * addend) % 1000
 
 
-@unhurried
 @given(numbers, numbers, counts)
 def test_a_step_takes_29_characters_and_the_answer_4(start: int, addend: int, steps: int) -> None:
     assert len(scratchpad(start, addend, steps)) == 29 * steps + 4
@@ -74,7 +70,6 @@ def test_the_example_in_the_documentation_is_the_beginning_of_a_scratchpad() -> 
     assert scratchpad(274, 581, 3).startswith(example[0])
 
 
-@unhurried
 @given(numbers, numbers, counts, st.integers(0, 100))
 def test_a_scratchpad_that_forgets_every_carry_has_none(start: int, addend: int, steps: int, seed: int) -> None:
     value = start

@@ -1,8 +1,19 @@
-"""One scripted server for the tests of a file, without faults at the start of each test."""
+"""Shares a student, a teacher and a scripted server, which has no faults at the start of each test, within a file."""
 
 import pytest
 
-from tests.teacher.scripted import Scripted
+from hopd.model import load
+from tests.teacher.scripted import STUDENT, TEACHER, Scripted
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load(STUDENT)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load(TEACHER)
 
 
 @pytest.fixture(scope="module")

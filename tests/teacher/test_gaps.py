@@ -13,7 +13,7 @@ from hopd.remote import fingerprint_ids
 from hopd.rollout import NativeEngine, Prompt, Sampling, pack
 from hopd.run.progress import Progress
 from hopd.teacher import LocalTeacher, RemoteTeacher
-from tests.teacher.scripted import STUDENT, TEACHER, equal, metrics, weights
+from tests.teacher.scripted import TEACHER, equal, metrics, weights
 from tests.teacher.test_remote import source
 
 RECIPE = {
@@ -25,11 +25,6 @@ RECIPE = {
     "training": {"steps": 4, "learning_rate": 1e-3},
     "checkpoint": {"every": 100},
 }
-
-
-@pytest.fixture(scope="module")
-def student():
-    return load(STUDENT)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,20 +13,10 @@ from hopd.objective import Full, Sampled, TopK, distillation_loss
 from hopd.recipe import ServerSource
 from hopd.rollout import FinishReason, Prompt, Rollout, pack
 from hopd.teacher import BaseTeacher, LocalTeacher, RemoteTeacher, RoutedTeacher
-from tests.teacher.scripted import STUDENT, TEACHER
+from tests.teacher.scripted import STUDENT
 
 OBJECTIVES = [Full(), Full(divergence="jsd", beta=0.3), Sampled(), Sampled(gamma=0.9), TopK(k=4)]
 WINDOWS = ["all", "first", "last"]
-
-
-@pytest.fixture(scope="module")
-def student():
-    return load(STUDENT)
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load(TEACHER)
 
 
 def rollout(number: int, prompt: int, own: int | None, length: int, same: bool = False) -> Rollout:

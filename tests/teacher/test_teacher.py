@@ -20,16 +20,6 @@ from hopd.teacher import LocalTeacher, RoutedTeacher
 STUDENT, TEACHER = "package:hopd/quickstart/student", "package:hopd/quickstart/teacher"
 
 
-@pytest.fixture(scope="module")
-def student():
-    return load(STUDENT)
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load(TEACHER)
-
-
 def rollouts(student, routes):
     problems = RepeatedAddition(2, len(routes)).problems
     prompts = [

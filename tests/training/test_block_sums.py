@@ -26,7 +26,7 @@ def sums(vectors, complete, size=100):
     return made
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=rollouts(), size=st.integers(1, 4))
 def test_a_product_is_the_mean_over_pairs_of_different_rollouts_that_have_the_blocks(drawn, size):
     vectors, complete = drawn

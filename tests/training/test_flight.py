@@ -29,7 +29,6 @@ from tests.training.flown import (
     together,
 )
 
-unhurried = settings(deadline=None, max_examples=25)
 decisions = st.builds(
     Decision,
     tokens=st.integers(1, T),
@@ -44,7 +43,7 @@ seeds = st.integers(0, 2**64 - 1)
 sizes = st.integers(1, 3)
 
 
-@unhurried
+@settings(max_examples=25)
 @given(runs, seeds, st.sampled_from([1, 2, 3]))
 def test_a_step_has_its_number_of_rollouts_unless_more_are_in_flight(
     run: list[Decision], seed: int, samples: int
@@ -62,7 +61,7 @@ def test_a_step_has_its_number_of_rollouts_unless_more_are_in_flight(
         assert all(s.limit - s.rollout.length <= decision.tokens for s in asked if decision.continues)
 
 
-@unhurried
+@settings(max_examples=25)
 @given(runs, seeds, sizes)
 def test_every_rollout_that_starts_ends_once_and_what_steps_add_is_its_length(
     run: list[Decision], seed: int, size: int
@@ -86,7 +85,7 @@ def test_every_rollout_that_starts_ends_once_and_what_steps_add_is_its_length(
         assert gained[number] == sum(extend(s, 0).length - s.rollout.length for s in step.asked)
 
 
-@unhurried
+@settings(max_examples=25)
 @given(runs, seeds)
 def test_a_whole_rollout_is_cut_at_its_end_only(run: list[Decision], seed: int) -> None:
     """Nothing that was cut could have gone on: it has the end of the step in which it began, or opened a slot."""
@@ -148,7 +147,7 @@ def test_whole_rollouts_and_short_ones_make_a_step() -> None:
     assert 0 < len(one.slots) <= 3
 
 
-@unhurried
+@settings(max_examples=25)
 @given(runs, seeds, st.sampled_from([1, 2, 3]))
 def test_any_number_of_processes_has_the_same_rollouts(run: list[Decision], seed: int, samples: int) -> None:
     expected, two, three = (
@@ -159,7 +158,7 @@ def test_any_number_of_processes_has_the_same_rollouts(run: list[Decision], seed
     assert three == expected
 
 
-@unhurried
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 8))
 def test_processes_have_about_as_many_rollouts(size: int, steps: int) -> None:
     """They differ by the samples of a prompt at most, also where some of their rollouts stop early."""
@@ -170,7 +169,7 @@ def test_processes_have_about_as_many_rollouts(size: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (3, 2), (2, 3)])
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(run=runs, seed=seeds, at=st.integers(0, 3))
 def test_what_is_saved_goes_on_on_any_number_of_processes(
     run: list[Decision], seed: int, at: int, before: int, after: int
@@ -211,7 +210,7 @@ def test_it_is_restored_to_the_bit() -> None:
             assert torch.equal(x, y)
 
 
-@unhurried
+@settings(max_examples=25)
 @given(runs, seeds, decisions)
 def test_a_step_that_is_given_up_leaves_everything_as_it_was(
     run: list[Decision], seed: int, abandoned: Decision
@@ -228,7 +227,7 @@ def test_a_step_that_is_given_up_leaves_everything_as_it_was(
 cuts = st.integers(1, T).map(lambda tokens: Decision(tokens, "cut"))
 
 
-@unhurried
+@settings(max_examples=25)
 @given(st.lists(cuts, min_size=1, max_size=8), seeds, sizes, st.sampled_from([None, 1, 2, 3, 6]))
 def test_without_continuing_a_step_has_its_prompts_in_the_old_shares(
     run: list[Decision], seed: int, size: int, mini_batch: int | None

@@ -124,7 +124,7 @@ def test_a_change_of_horizon_leaves_the_common_tokens_unchanged(models, tmp_path
         assert by_horizon[60][key] == pytest.approx(loss, rel=1e-3, abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 30)), min_size=1, max_size=20),
     budget=st.integers(1, 200),

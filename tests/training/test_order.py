@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hopd.errors import RecipeError
@@ -12,7 +12,6 @@ from hopd.recipe import Recipe
 from hopd.rollout import Prompt
 from hopd.training.order import PromptOrder
 
-unhurried = settings(deadline=None)
 seeds = st.integers(0, 2**63 - 1)
 sizes = st.tuples(st.integers(1, 20), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
@@ -30,7 +29,6 @@ def epoch(order: PromptOrder, number: int) -> list[int]:
     return [i for step in range(first, first + order.steps_per_epoch) for i in ids(order, step)]
 
 
-@unhurried
 @given(sizes, seeds, st.integers(0, 10_000))
 def test_a_step_has_the_right_number_of_prompts_and_none_twice(size: tuple[int, int], seed: int, step: int) -> None:
     per_step, count = size
@@ -39,7 +37,6 @@ def test_a_step_has_the_right_number_of_prompts_and_none_twice(size: tuple[int, 
     assert set(chosen) <= set(range(1000, 1000 + count))
 
 
-@unhurried
 @given(sizes, seeds, st.integers(0, 50))
 def test_an_epoch_visits_each_prompt_at_most_once_and_leaves_out_less_than_a_step(
     size: tuple[int, int], seed: int, number: int
@@ -55,7 +52,6 @@ def test_what_one_epoch_leaves_out_another_visits() -> None:
     assert {i for number in range(20) for i in epoch(order, number)} == set(range(1000, 1010))
 
 
-@unhurried
 @given(seeds)
 def test_each_epoch_and_each_seed_has_another_order(seed: int) -> None:
     order = PromptOrder(prompts(64), per_step=8, seed=seed)
@@ -64,7 +60,6 @@ def test_each_epoch_and_each_seed_has_another_order(seed: int) -> None:
     assert epoch(order, 0) != sorted(epoch(order, 0))
 
 
-@unhurried
 @given(sizes, seeds, st.lists(st.integers(0, 1000), min_size=1, max_size=6))
 def test_a_step_is_a_function_of_seed_and_step_alone(size: tuple[int, int], seed: int, steps: list[int]) -> None:
     per_step, count = size

@@ -19,8 +19,6 @@ from hopd.training.statistics import StepStatistics
 from tests.training.flown import together
 from tests.training.test_normalisation import STUDENT, TEACHER, learner
 
-unhurried = settings(deadline=None, max_examples=40)
-
 
 def rollout(number: int, length: int, finish: FinishReason, stride: int) -> Rollout:
     """Makes a rollout whose tokens were sampled in steps of `stride`. Its log-probs are −1."""
@@ -58,7 +56,7 @@ def collected(
     return statistics
 
 
-@unhurried
+@settings(max_examples=40)
 @given(steps(), st.integers(1, 70))
 def test_blocks_cover_the_full_length_and_count_tokens_and_rollouts(step: tuple[int, list[Rollout]], kept: int) -> None:
     full, rollouts = step
@@ -76,7 +74,7 @@ def test_blocks_cover_the_full_length_and_count_tokens_and_rollouts(step: tuple[
     assert evidence.rollouts == len(rollouts) == blocks[0].rollouts
 
 
-@unhurried
+@settings(max_examples=40)
 @given(steps(), st.booleans())
 def test_a_block_has_the_mean_divergence_of_its_tokens(step: tuple[int, list[Rollout]], exact: bool) -> None:
     full, rollouts = step
@@ -86,7 +84,7 @@ def test_a_block_has_the_mean_divergence_of_its_tokens(step: tuple[int, list[Rol
         assert block.reverse_kl == pytest.approx(float(expected.mean()) if len(expected) else 0.0)
 
 
-@unhurried
+@settings(max_examples=40)
 @given(steps())
 def test_mismatch_is_of_fresh_tokens_and_staleness_of_older_ones(step: tuple[int, list[Rollout]]) -> None:
     full, rollouts = step
@@ -116,7 +114,7 @@ def test_a_step_in_which_all_go_on_has_no_means() -> None:
     assert {(block.rollouts, block.tokens) for block in evidence.blocks} == {(0, 0)}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(steps(), st.integers(1, 40), st.sampled_from([2, 3]))
 def test_micro_batches_and_processes_add_up(step: tuple[int, list[Rollout]], budget: int, size: int) -> None:
     full, rollouts = step

@@ -250,7 +250,7 @@ def _check_disk(parts: Parts) -> str:
     needed = max(size, kept * size - there)
     free = shutil.disk_usage(place).free + leftover
     sizes = f"{kept} checkpoints of {size / 1e9:.2g} GB"
-    sizes += f", of which {there / 1e9:.2g} GB are there" if there else ""
+    sizes += f" ({there / 1e9:.2g} GB are there already)" if there else ""
     sizes += f", {free / 1e9:.3g} GB free"
     if free < needed:
         raise RecipeError(

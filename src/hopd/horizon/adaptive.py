@@ -6,10 +6,10 @@ what full rollouts cover. Their number follows the noise: a step of B rollouts, 
 progress of an endless one, and of a larger one most is spent in vain (McCandlish et al., 2018). B is about one early in
 training and tens late. Rollouts end early only where the teacher is less certain than the student and pulls elsewhere.
 
-Progress takes 1 + B / b steps, and 1 + b / B tokens, in units of the least of each, where b rollouts end in a step. So
-b = B takes twice the least of both, and every other b more of one of them. A machine makes the two comparable: if one
-more serial token takes as long as the tokens of `width` rollouts, and a rollout n steps, the seconds are
-(1 + B / b) (width + n b), and least at b² = B · width / n.
+By that model progress takes 1 + B / b steps, and 1 + b / B tokens, in units of the least of each, where b rollouts end
+in a step. So b = B takes twice the least of both, and every other b more of one of them. A machine makes the two
+comparable: if one more serial token takes as long as the tokens of `width` rollouts, and a rollout n steps, the seconds
+are (1 + B / b) (width + n b), and least at b² = B · width / n.
 """
 
 from collections.abc import Sequence

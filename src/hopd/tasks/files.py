@@ -8,10 +8,10 @@ from math import isfinite
 from typing import Any
 
 from hopd import plugin
-from hopd.errors import TaskError, nearest
+from hopd.errors import TaskError, described, nearest, shortened
 from hopd.tasks.answer import CHECKS, Check, checker, math
 from hopd.tasks.outcome import Outcome
-from hopd.tasks.problem import Problem, lone_surrogate, such
+from hopd.tasks.problem import Problem, lone_surrogate, refuse
 from hopd.tasks.rows import Row, find, names, read
 from hopd.tasks.track import track
 from hopd.tasks.unreadable import unreadable
@@ -69,8 +69,7 @@ class PromptFile:
                 problems.append(Problem(number, **values))
             if len(problems) + sum(map(len, faults.values())) == self.limit:
                 break
-        for fault, rows in faults.items():
-            raise TaskError(f"{self.where(rows[0])}: {fault}{such(len(rows))}")
+        refuse(faults, self.where)
         if not problems:
             raise TaskError(f"{self.path} has no rows" + (f" that {self.filter} keeps" if left_out else ""))
         self.notes = [f"{count:,} rows of {self.path} are left out: {reason}" for reason, count in left_out.items()]
@@ -135,7 +134,7 @@ class PromptFile:
         try:
             kept = self.keeps(row)
         except Exception as error:
-            raise TaskError(f"{where} failed with {type(error).__name__}: {str(error)[:160]}") from error
+            raise TaskError(f"{where} failed with {described(error)}") from error
         if kept is None:
             raise TaskError(f"{where} returned nothing; it must return True for a row to use and False for another")
         return bool(kept)
@@ -201,9 +200,8 @@ def _unusable(answer: Any) -> str | None:
 
 
 def listed(columns: Sequence[str]) -> str:
-    """Returns names of columns in a row, cut off where there are many."""
-    text = ", ".join(columns)
-    return text if len(text) <= 160 else f"{text[:160]}…"
+    """Returns the names of columns in a row, shortened where there are many."""
+    return shortened(", ".join(columns), 160)
 
 
 def load_check(name: str) -> Check:

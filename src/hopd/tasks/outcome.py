@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST = 160  # characters of a failure that are kept
+from hopd.errors import described, shown
+
 TRIES = 2
 
 
@@ -20,8 +21,7 @@ class Outcome:
     @classmethod
     def failed(cls, reason: object) -> "Outcome":
         """Returns the outcome of a check that gave no score. An exception is named with its type."""
-        text = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
-        return cls(0.0, shortened(text.removesuffix(": ")))
+        return cls(0.0, described(reason) if isinstance(reason, BaseException) else str(reason))
 
     @classmethod
     def too_late(cls, seconds: float) -> "Outcome":
@@ -41,7 +41,7 @@ class Outcome:
         except (TypeError, ValueError, RuntimeError):
             score = None
         if score is None or not 0 <= score <= 1:  # NaN compares as false
-            return cls.failed(f"it returned {shortened(repr(value), 60)}, and a score is a number from 0 to 1")
+            return cls.failed(f"it returned {shown(value)}, and a score is a number from 0 to 1")
         return cls(score)
 
 
@@ -54,9 +54,3 @@ def attempt(check: Callable[..., Any], *arguments: Any) -> Outcome:
         except (Exception, SystemExit) as error:
             failure = Outcome.failed(error)
     return failure
-
-
-def shortened(text: str, longest: int = LONGEST) -> str:
-    """Returns the text on one line, cut off if it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"

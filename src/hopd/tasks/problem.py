@@ -1,6 +1,6 @@
 """A problem is a prompt with what it takes to check an answer. This file knows nothing of tokens or models."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -108,3 +108,10 @@ def reference_text(reference: Any) -> str:
 def such(count: int) -> str:
     """Returns how many rows have the fault that a sentence shows one row of, or nothing for one alone."""
     return f" ({count:,} such rows)" if count > 1 else ""
+
+
+def refuse(faults: Mapping[str, Sequence[int]], where: Callable[[int], str]) -> None:
+    """Raises `TaskError` if there are faults: for the first, with its first problem, which `where` names, and a count.
+    `faults` maps a sentence to the numbers of problems."""
+    for fault, numbers in faults.items():
+        raise TaskError(f"{where(numbers[0])}: {fault}{such(len(numbers))}")

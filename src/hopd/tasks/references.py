@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hopd.errors import TaskError
 from hopd.model.stop import Stop
-from hopd.tasks.problem import reference_text, such
+from hopd.tasks.problem import reference_text, refuse, such
 from hopd.tasks.prompts import PromptSet
 from hopd.tasks.tokens import Ids, tokenize
 
@@ -66,8 +66,7 @@ def _texts(prompts: PromptSet) -> tuple[list[str], list[int]]:
             faults.setdefault(str(error), []).append(prompt.id)
         else:
             numbers.append(texts.setdefault(text, len(texts)))
-    for fault, ids in faults.items():
-        raise TaskError(f"{prompts.where(ids[0])}: {fault}{such(len(ids))}")
+    refuse(faults, prompts.where)
     return list(texts), numbers
 
 

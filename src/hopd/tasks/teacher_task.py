@@ -6,7 +6,7 @@ from typing import Any
 
 from hopd.errors import TaskError, nearest
 from hopd.tasks.files import fault_of, listed
-from hopd.tasks.problem import Problem, Task, such, where
+from hopd.tasks.problem import Problem, Task, refuse, where
 from hopd.tasks.rows import find, names
 
 
@@ -34,8 +34,7 @@ class TeacherTask:
             if fault := fault_of(prompt):
                 faults.setdefault(fault, []).append(problem.id)
             made.append(replace(problem, prompt=prompt))
-        for fault, ids in faults.items():
-            raise TaskError(f"{self.where(ids[0])} ({column}): {fault}{such(len(ids))}")
+        refuse(faults, lambda number: f"{self.where(number)} ({column})")
         return made
 
     def _found(self, problem: Problem, column: str) -> Any:

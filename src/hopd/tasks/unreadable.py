@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hopd.errors import shown
 from hopd.tasks.answer import MATH_BYTES, MATH_SECONDS
-from hopd.tasks.outcome import shortened
 from hopd.tasks.workers import Workers
 
 MOST = 1000  # different answers that are read
@@ -27,7 +27,7 @@ def unreadable(answers: Sequence[Any]) -> str:
     text, outcome = without[0]
     why = f"; {outcome.failure}" if outcome.failure else ""
     return (
-        f"check: math cannot read {count} of {total} answers (row {rows[text][0]}: {shortened(text, 60)!r}{why}): "
+        f"check: math cannot read {count} of {total} answers (row {rows[text][0]}: {shown(text)}{why}): "
         "responses to them score 0, unless the same text stands in \\boxed{}; write answers as numbers or LaTeX, or "
         "check: exact, or check: module:function"
     )

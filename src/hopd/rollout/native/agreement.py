@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hopd.errors import ModelError
+from hopd.errors import ModelError, described
 from hopd.model import LanguageModel
 from hopd.recipe.sampling import Sampling
 from hopd.rollout.engine import Engine
@@ -30,7 +30,7 @@ def check_agreement(engine: Engine, model: LanguageModel) -> None:
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{how} ({type(error).__name__}: {str(error)[:150]}); {INSTEAD}") from error
+        raise ModelError(f"{how} ({described(error)}); {INSTEAD}") from error
     if not apart <= WITHIN.get(model.model.dtype, 0.3):
         raise ModelError(
             f"{how}: with cached keys or states its log-probs are {apart:.2g} nats a token from those of a whole pass "
