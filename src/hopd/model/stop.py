@@ -8,7 +8,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from hopd.errors import RecipeError, nearest
+from hopd.errors import RecipeError, nearest, shown
 
 MARKUP = re.compile(r"<\|.*\|>", re.DOTALL)  # the look of special tokens, which no text has
 
@@ -82,15 +82,15 @@ class Stop:
     def _check(self, text: str, tokens: Mapping[str, int]) -> None:
         if MARKUP.fullmatch(text):
             raise RecipeError(
-                f"rollout.stop: the student has no token {text[:60]!r}{nearest(text, tokens)}; name a token of its "
+                f"rollout.stop: the student has no token {shown(text)}{nearest(text, tokens)}; name a token of its "
                 "tokenizer, an id, or a text"
             )
         assert self.tokenizer is not None
         written = self._decoded(self.tokenizer(text, add_special_tokens=False).input_ids)
         if text.strip() not in written:
             raise RecipeError(
-                f"rollout.stop: the student's tokenizer cannot write the text {text[:60]!r}, which it reads as "
-                f"{written[:60]!r}; so no answer would end there: write another text, or a token's id"
+                f"rollout.stop: the student's tokenizer cannot write the text {shown(text)}, which it reads as "
+                f"{shown(written)}; so no answer would end there: write another text, or a token's id"
             )
 
 

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from hopd.errors import RecipeError
+from hopd.errors import RecipeError, described
 from hopd.run.files import json_text, write_atomically
 from hopd.run.tracking import open_tracker
 
@@ -64,10 +64,9 @@ class Trackers:
         for worker in self.workers:
             if worker.failure is not None and not worker.told:
                 worker.told = True
-                reason = " ".join(f"{type(worker.failure).__name__}: {worker.failure}".split())[:200]
                 self.note(
-                    f"the tracker {worker.tracker} failed ({reason}): the run goes on without it, and metrics.jsonl "
-                    "has every step"
+                    f"the tracker {worker.tracker} failed ({described(worker.failure)}): the run goes on without it, "
+                    "and metrics.jsonl has every step"
                 )
 
 
